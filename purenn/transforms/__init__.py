@@ -1,0 +1,7 @@
+"""Transformations of pure functions: derivatives and batching, with whole models as arguments."""
+
+from purenn.transforms._derivatives import hessian, jacfwd, jacrev, jvp, vjp
+from purenn.transforms._grad import grad, value_and_grad
+from purenn.transforms._vmap import vmap
+
+__all__ = ["grad", "hessian", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp", "vmap"]

@@ -1,0 +1,155 @@
+"""The lean gradient: plain autograd on detached leaves.
+
+`torch.func.grad` records a second graph so that its result can be differentiated again; that costs more than twice the
+time and memory. At the outermost level nobody differentiates the result, so plain autograd gives the same numbers
+for less. Four things would make it wrong, and each of them sends the call to `torch.func`:
+
+- a functorch level is active (the call runs inside vmap, jvp, another grad of torch.func);
+- a lean gradient runs around it (`_inside`, a marker);
+- an argument requires grad, so somebody outside wants a graph;
+- the function closes over a tensor that requires grad. The graph is searched for one the first time that a function
+  meets a structure, and again whenever what it closes over has changed.
+"""
+
+import contextlib
+import functools
+import threading
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, tensors_in
+
+
+class _Inside(threading.local):
+    depth = 0
+
+
+_inside = _Inside()
+
+
+@contextlib.contextmanager
+def _running() -> Iterator[None]:
+    _inside.depth += 1
+    try:
+        yield
+    finally:
+        _inside.depth -= 1
+
+
+def outermost() -> bool:
+    """Whether no transformation runs around the present call."""
+    return (
+        _inside.depth == 0
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and forward_ad._current_level < 0
+        and not torch.compiler.is_compiling()
+    )
+
+
+class Closures:
+    """What is known of the tensors that one function closes over."""
+
+    def __init__(self) -> None:
+        self._known: dict[Any, bool] = {}
+
+    def signature(self, problem: Problem) -> Any:
+        """What must be unchanged for the answer of an earlier search to hold; None if that cannot be told."""
+        captured = captured_by(problem.fn)
+        if captured is None:
+            return None
+        return (
+            tuple(argument.structure.spec for argument in problem.arguments),
+            tuple((id(item), item.requires_grad if isinstance(item, Tensor) else None) for item in captured),
+        )
+
+    def known(self, signature: Any) -> bool | None:
+        """Whether the function is free of foreign tensors that require grad; None if not yet searched."""
+        return None if signature is None else self._known.get(signature)
+
+    def learn(self, signature: Any, free: bool) -> None:
+        """Remember the result of a search."""
+        if signature is not None:
+            if len(self._known) >= 64:
+                self._known.clear()
+            self._known[signature] = free
+
+
+def captured_by(fn: Callable[..., Any]) -> list[Any] | None:
+    """The values of a plain function's free variables and of the globals it names; None for other callables."""
+    if not isinstance(fn, types.FunctionType):
+        return None
+    captured = []
+    for cell in fn.__closure__ or ():
+        with contextlib.suppress(ValueError):  # a variable that is not yet assigned
+            captured.append(cell.cell_contents)
+    space = fn.__globals__
+    captured += [space[name] for name in _global_names(fn.__code__) if name in space]
+    return captured
+
+
+@functools.lru_cache(maxsize=512)
+def _global_names(code: types.CodeType) -> tuple[str, ...]:
+    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return tuple(dict.fromkeys((*code.co_names, *(name for c in inner for name in _global_names(c)))))
+
+
+def wants_outer_graph(problem: Problem) -> bool:
+    """Whether an argument requires grad while grad mode is on, so that the result must be differentiable."""
+    if not torch.is_grad_enabled():
+        return False
+    for argument in problem.arguments:
+        for leaf in argument.leaves:
+            if isinstance(leaf, Tensor) and leaf.requires_grad:
+                return True
+    rest = [arg for position, arg in enumerate(problem.args) if position not in problem.positions]
+    return any(tensor.requires_grad for tensor in tensors_in((rest, problem.kwargs)))
+
+
+def lean_value_and_grad(
+    name: str, problem: Problem, has_aux: bool, closures: Closures
+) -> tuple[Tensor, Any, list[Tensor]] | None:
+    """Value, auxiliary output and gradients by plain autograd; None if the function closes over a foreign graph."""
+    search = torch.is_grad_enabled()
+    signature = closures.signature(problem) if search else None
+    known = closures.known(signature) if search else True
+    if known is False:
+        return None
+    values = problem.values
+    with torch.enable_grad():
+        leaves = [value.detach().requires_grad_() for value in values]
+        with _running():
+            value, aux = split_aux(name, problem.call(leaves), has_aux)
+        scalar_output(name, value)
+        if known is None:
+            free = not _reaches_others([value, *tensors_in(aux)], leaves)
+            closures.learn(signature, free)
+            if not free:
+                return None
+        if not value.requires_grad:
+            return value, detached(aux), [torch.zeros_like(leaf) for leaf in values]
+        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
+    return value.detach(), detached(aux), list(gradients)
+
+
+def _reaches_others(roots: list[Tensor], leaves: list[Tensor]) -> bool:
+    # Whether the graph below some tensors holds a leaf that is none of ours.
+    ours = {id(leaf) for leaf in leaves}
+    if any(root.requires_grad and root.grad_fn is None and id(root) not in ours for root in roots):
+        return True
+    todo = [root.grad_fn for root in roots if root.grad_fn is not None]
+    seen = set(todo)
+    while todo:
+        node = todo.pop()
+        variable = getattr(node, "variable", None)
+        if variable is not None and id(variable) not in ours:
+            return True
+        for below, _ in node.next_functions:
+            if below is not None and below not in seen:
+                seen.add(below)
+                todo.append(below)
+    return False
