@@ -1,0 +1,96 @@
+"""From a module to a container."""
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bridge._module import Group, Module
+from bridge._opaque import opaque
+from purenn.errors import BridgeError
+from purenn.tree._container import spec_of
+from purenn.tree._partition import freeze
+from purenn.tree._ties import tie
+
+
+def from_module(module: nn.Module) -> Any:
+    """The container of a module: the inverse of `to_module`, and any other module as a pure function.
+
+    A module made by `to_module` gives back its container. Any other module becomes an opaque container: its parameters
+    and buffers under their own names, applied by running the module's own code on the tensors of the container. The
+    module is copied without its tensors and is never touched; it runs as in ``eval()``.
+
+    Args:
+        module: the module.
+
+    Returns:
+        The container. Its leaves share storage with the module's tensors and do not require grad. Parameters that do
+        not require grad are frozen; parameters that are shared are tied.
+
+    Raises:
+        BridgeError: the module changes its buffers when it is applied (batch statistics), is lazy, or is no module.
+
+    Example:
+        >>> import torch, bridge, purenn as pn
+        >>> p = bridge.from_module(torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.ReLU(), torch.nn.Linear(4, 1)))
+        >>> [path for path, _ in pn.tree.named_leaves(pn.grad(lambda p: p(torch.ones(3)).sum())(p))]
+        ['0.weight', '0.bias', '2.weight', '2.bias']
+    """
+    if not isinstance(module, nn.Module):
+        raise BridgeError(f"from_module takes a module, got {type(module).__name__}.")
+    p = _container(module) if isinstance(module, Module) else opaque(module)
+    aliases = set(_aliases(module, ""))
+    frozen = [
+        name
+        for name, parameter in module.named_parameters(remove_duplicate=False)
+        if name not in aliases
+        and not parameter.requires_grad
+        and (parameter.is_floating_point() or parameter.is_complex())
+    ]
+    if frozen:
+        p = freeze(p, frozen)
+    shared = _shared(module, aliases)
+    return tie(p, shared) if shared else p
+
+
+def _container(module: Module) -> Any:
+    spec = spec_of(module.container_class)
+    assert spec is not None
+    p = object.__new__(module.container_class)
+    for name in (*spec.dynamic, *spec.static):
+        object.__setattr__(p, name, _value(getattr(module, name)))
+    object.__setattr__(p, "_marks", None)
+    return tie(p, module.aliases) if module.aliases else p
+
+
+def _value(child: Any) -> Any:
+    if isinstance(child, Module):
+        return _container(child)
+    if isinstance(child, Group):
+        return tuple(map(_value, child)) if child._is_tuple else {key: _value(item) for key, item in child.items()}
+    if isinstance(child, nn.ModuleList):
+        return tuple(map(_value, child))
+    if isinstance(child, nn.ModuleDict):
+        return {key: _value(item) for key, item in child.items()}
+    return child.detach() if isinstance(child, Tensor) else child
+
+
+def _aliases(module: nn.Module, prefix: str) -> list[str]:
+    found = []
+    for name, child in module.named_modules(prefix=prefix):
+        if isinstance(child, Module):
+            found += [f"{name}.{alias}" if name else alias for alias in child.aliases]
+    return found
+
+
+def _shared(module: nn.Module, known: set[str]) -> dict[str, str]:
+    # Parameters that are one object in several places, other than the aliases that are recorded already.
+    first: dict[int, str] = {}
+    ties: dict[str, str] = {}
+    for name, parameter in module.named_parameters(remove_duplicate=False):
+        if name in known:
+            continue
+        if id(parameter) in first:
+            ties[name] = first[id(parameter)]
+        else:
+            first[id(parameter)] = name
+    return ties

@@ -1,0 +1,152 @@
+"""The second carrier: an `nn.Module` that runs the function of a container, with itself in the container's place."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from purenn.errors import BridgeError
+from purenn.tree._applies import Binding, binding_of
+
+
+class Module(nn.Module):
+    """A container as a module: made by `to_module`, never by hand.
+
+    Parameters, buffers and children have the container's field names, static fields are attributes, and properties and
+    methods of the container's class work on the module as well. ``train`` follows ``module.training``. In training mode
+    a function that takes a key is given one drawn from torch's global generator, so `torch.manual_seed` rules. New
+    buffers are written into the module's own.
+
+    Attributes:
+        container_class: the class of the container.
+        stateful: whether the container's function returns new buffers; the module itself returns the output alone.
+        aliases: ties below this module: path of the alias -> path of the parameter.
+    """
+
+    container_class: type
+    stateful: bool
+    aliases: dict[str, str]
+
+    def __init__(self, container_class: type, stateful: bool, aliases: dict[str, str]) -> None:
+        super().__init__()
+        self.container_class = container_class
+        self.stateful = stateful
+        self.aliases = aliases
+
+    def _get_name(self) -> str:
+        return self.container_class.__name__
+
+    def extra_repr(self) -> str:
+        """The options, as the container writes them."""
+        write = getattr(self.container_class, "extra_repr", None)
+        return "" if write is None else write(self)
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name.startswith("__") or "container_class" not in self.__dict__:
+                raise
+            found = getattr(self.__dict__["container_class"], name, None)
+            if isinstance(found, property):
+                return found.__get__(self)
+            if callable(found) and hasattr(found, "__get__"):
+                return found.__get__(self)
+            raise
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Apply the container's function to this module."""
+        binding = binding_of(self)
+        if binding is None:
+            name = self.container_class.__name__
+            raise BridgeError(f"{name} has no function to run: bind one with @pn.applies({name}).")
+        kwargs = self._options(binding, args, kwargs)
+        out = binding.raw(self, *args, **kwargs)
+        if not self.stateful:
+            return out
+        output, new = out
+        if new is not self:
+            self._adopt(new)
+        return output
+
+    def apply_inside(self, *args: Any, **kwargs: Any) -> Any:
+        """Called by the function of the surrounding container: runs hooks and returns what the pure function would."""
+        kwargs.pop("train", None)
+        if not self.training:
+            kwargs.pop("key", None)
+        out = self(*args, **kwargs)
+        return (out, self) if self.stateful else out
+
+    def _options(self, binding: Binding, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        if "train" in binding.takes:
+            if "train" in kwargs:
+                raise BridgeError(
+                    f"{self._get_name()}: train= is not an option of the module, which follows its own mode: call "
+                    f"module.train() or module.eval()."
+                )
+            kwargs["train"] = self.training
+        if "key" in binding.takes and self.training and kwargs.get("key") is None:
+            kwargs["key"] = _draw_key(self, args)
+        return kwargs
+
+    def _adopt(self, new: Any) -> None:
+        # The function has built a new container instead of using pn.replace: take its buffers over.
+        raise BridgeError(
+            f"the function of {self._get_name()} returned a new {type(new).__name__} for its state. To run as a "
+            f"module it must return pn.replace(p, ...) of the object that it was given."
+        )
+
+
+class Group(nn.Module):
+    """A tuple or dict of children of which some are tensors or None; a pure ModuleList or ModuleDict otherwise.
+
+    It is indexed and iterated as what it stands for.
+    """
+
+    def __init__(self, names: tuple[Any, ...], is_tuple: bool) -> None:
+        super().__init__()
+        self._names = names
+        self._is_tuple = is_tuple
+
+    def _get_name(self) -> str:
+        return "Tuple" if self._is_tuple else "Dict"
+
+    def _item(self, name: Any) -> Any:
+        return getattr(self, str(name))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter([self._item(name) for name in self._names]) if self._is_tuple else iter(self._names)
+
+    def __contains__(self, name: Any) -> bool:
+        return name in self._names
+
+    def __getitem__(self, name: Any) -> Any:
+        if self._is_tuple:
+            return tuple(self)[name]
+        if name not in self._names:
+            raise KeyError(name)
+        return self._item(name)
+
+    def keys(self) -> tuple[Any, ...]:
+        """The names, in order."""
+        return self._names
+
+    def values(self) -> list[Any]:
+        """The children, in order."""
+        return [self._item(name) for name in self._names]
+
+    def items(self) -> list[tuple[Any, Any]]:
+        """Names and children, in order."""
+        return [(name, self._item(name)) for name in self._names]
+
+
+def _draw_key(module: nn.Module, args: tuple) -> Tensor:
+    near = next((arg for arg in args if isinstance(arg, Tensor)), None)
+    if near is None:
+        near = next(module.parameters(), None)
+    device = None if near is None else near.device
+    return torch.randint(0, 1 << 32, (2,), dtype=torch.int64).to(device)
