@@ -1,0 +1,229 @@
+"""Normalisation without hidden state: running statistics go in, and new ones come out.
+
+Outside transformations these are torch's fused kernels, given fresh buffers to write into. Inside them the affine part
+(weight and bias) stays out of the kernel, because torch's batching rules for the fused affine form give silently wrong
+numbers in the gradient of a vmap of a gradient; the statistics come from the kernel's own second and third outputs.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+Running = tuple[Float[Tensor, " channels"] | None, Float[Tensor, " channels"] | None]
+
+
+def standardise(
+    x: Float[Tensor, "batch channels *space"], *, eps: float = 1e-5
+) -> tuple[Float[Tensor, "batch channels *space"], Float[Tensor, " channels"], Float[Tensor, " channels"]]:
+    """Shift and scale every channel to mean 0 and variance 1 over the batch and all positions.
+
+    Args:
+        x: the input, with at least one value per channel. Half precision is computed in float32.
+        eps: added to the variance.
+
+    Returns:
+        The result; the mean and the biased variance that were used, through which no gradient flows.
+    """
+    y, mean, inverse_std = torch.native_batch_norm(_at_least_float32(x), None, None, None, None, True, 0.0, eps)
+    return y.to(x.dtype), mean.detach(), (inverse_std.detach().pow(-2) - eps).clamp_min(0)
+
+
+def batch_norm(
+    x: Float[Tensor, "batch channels *space"],
+    running_mean: Float[Tensor, " channels"] | None = None,
+    running_var: Float[Tensor, " channels"] | None = None,
+    weight: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
+    *,
+    train: bool = False,
+    momentum: float | Tensor = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Float[Tensor, "batch channels *space"], Running]:
+    """Normalise every channel over the batch and all positions.
+
+    Args:
+        x: the input.
+        running_mean: mean to normalise with when `train` is False; None to use the batch's own always.
+        running_var: variance that belongs to it.
+        weight: factor of each channel, None for 1.
+        bias: summand of each channel, None for 0.
+        train: whether to normalise with the batch's own statistics and to update the running ones.
+        momentum: share of the batch's statistics in the new running ones.
+        eps: added to the variance.
+
+    Returns:
+        The result, and the new running mean and (unbiased) variance: those given, if there is nothing to update.
+
+    Source:
+        Ioffe, Szegedy: Batch Normalization, 2015.
+    """
+    running = running_mean, running_var = _detached(running_mean), _detached(running_var)
+    if not train and running_mean is not None and running_var is not None:
+        if _is_plain():
+            return F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps), running
+        scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
+        shift = -running_mean * scale if bias is None else bias - running_mean * scale
+        return _affine(x, scale, shift), running
+    if x.numel() == 0:
+        return _affine(x, weight, bias), running
+    if _is_plain():
+        updated = _copies(running) if train else (None, None)
+        return F.batch_norm(x, *updated, weight, bias, True, float(momentum), eps), updated
+    y, mean, var = standardise(x, eps=eps)
+    if train and running_mean is not None and running_var is not None:
+        count = x.numel() // x.shape[1]
+        running = _mix(running_mean, mean, momentum), _mix(running_var, var * (count / max(count - 1, 1)), momentum)
+    return _affine(y, weight, bias), running
+
+
+def instance_norm(
+    x: Float[Tensor, "batch channels *space"],
+    running_mean: Float[Tensor, " channels"] | None = None,
+    running_var: Float[Tensor, " channels"] | None = None,
+    weight: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
+    *,
+    train: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> tuple[Float[Tensor, "batch channels *space"], Running]:
+    """Normalise every channel of every example over its positions; arguments and result as in `batch_norm`.
+
+    The running statistics are averages over the batch of those of the examples.
+
+    Source:
+        Ulyanov, Vedaldi, Lempitsky: Instance Normalization, 2016.
+    """
+    running = running_mean, running_var = _detached(running_mean), _detached(running_var)
+    if x.numel() == 0 or (not train and running_mean is not None):
+        return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
+    if _is_plain():
+        updated = _copies(running) if train else (None, None)
+        return F.instance_norm(x, *updated, weight, bias, True, momentum, eps), updated
+    batch, channels, *space = x.shape
+    y, mean, var = standardise(x.reshape(1, batch * channels, *space), eps=eps)
+    if train and running_mean is not None and running_var is not None:
+        count = math.prod(space)
+        mean, var = (statistic.reshape(batch, channels).mean(0) for statistic in (mean, var))
+        running = _mix(running_mean, mean, momentum), _mix(running_var, var * (count / max(count - 1, 1)), momentum)
+    return _affine(y.reshape(x.shape), weight, bias), running
+
+
+def group_norm(
+    x: Float[Tensor, "batch channels *space"],
+    num_groups: int,
+    weight: Float[Tensor, " channels"] | None = None,
+    bias: Float[Tensor, " channels"] | None = None,
+    *,
+    eps: float = 1e-5,
+) -> Float[Tensor, "batch channels *space"]:
+    """Normalise every group of channels of every example over its channels and positions.
+
+    Args:
+        x: the input.
+        num_groups: into how many groups of neighbours to divide the channels.
+        weight: factor of each channel, None for 1.
+        bias: summand of each channel, None for 0.
+        eps: added to the variance.
+
+    Source:
+        Wu, He: Group Normalization, 2018.
+    """
+    if _is_plain():
+        return F.group_norm(x, num_groups, weight, bias, eps)
+    if x.numel() == 0:
+        return _affine(x, weight, bias)
+    y, _, _ = standardise(x.reshape(1, x.shape[0] * num_groups, -1), eps=eps)
+    return _affine(y.reshape(x.shape), weight, bias)
+
+
+def layer_norm(
+    x: Float[Tensor, "..."],
+    normalized_shape: tuple[int, ...],
+    weight: Float[Tensor, "..."] | None = None,
+    bias: Float[Tensor, "..."] | None = None,
+    *,
+    eps: float = 1e-5,
+) -> Float[Tensor, "..."]:
+    """Normalise over the last dimensions, whose sizes are `normalized_shape`.
+
+    Args:
+        x: the input.
+        normalized_shape: sizes of the dimensions to normalise over.
+        weight: factor of each element, of that shape, None for 1.
+        bias: summand of each element, None for 0.
+        eps: added to the variance.
+
+    Source:
+        Ba, Kiros, Hinton: Layer Normalization, 2016.
+    """
+    if _is_plain():
+        return F.layer_norm(x, normalized_shape, weight, bias, eps)
+    y = F.layer_norm(x, normalized_shape, None, None, eps)
+    y = y if weight is None else y * weight
+    return (y if bias is None else y + bias).to(x.dtype)
+
+
+def rms_norm(
+    x: Float[Tensor, "..."],
+    normalized_shape: tuple[int, ...],
+    weight: Float[Tensor, "..."] | None = None,
+    *,
+    eps: float | None = None,
+) -> Float[Tensor, "..."]:
+    """Divide by the root of the mean square over the last dimensions, whose sizes are `normalized_shape`.
+
+    Args:
+        x: the input.
+        normalized_shape: sizes of the dimensions to normalise over.
+        weight: factor of each element, of that shape, None for 1.
+        eps: added to the mean square. Default: the distance from 1 to the next number, in float32 at least.
+
+    Source:
+        Zhang, Sennrich: Root Mean Square Layer Normalization, 2019.
+    """
+    # torch's kernel warns about a weight of another dtype, and then computes the same in plain operations.
+    if _is_plain() and (weight is None or weight.dtype == x.dtype):
+        return F.rms_norm(x, normalized_shape, weight, eps)
+    wide = _at_least_float32(x)
+    last = tuple(range(-len(normalized_shape), 0))
+    floor = torch.finfo(wide.dtype).eps if eps is None else eps
+    y = wide * (wide.square().mean(last, keepdim=True) + floor).rsqrt()
+    return (y if weight is None else y * weight).to(x.dtype)
+
+
+def _is_plain() -> bool:
+    # Whether operations run now, on numbers: no transformation around them, and nobody recording them.
+    return (
+        not torch.compiler.is_compiling()
+        and torch._C._functorch.peek_interpreter_stack() is None
+        and _get_current_dispatch_mode() is None
+    )
+
+
+def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    over_space = (-1, *[1] * (x.dim() - 2))
+    y = x if weight is None else x * weight.reshape(over_space)
+    return (y if bias is None else y + bias.reshape(over_space)).to(x.dtype)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _detached(statistic: Tensor | None) -> Tensor | None:
+    # As in torch's kernels, inside and outside transformations alike: running statistics are never differentiated.
+    return None if statistic is None else statistic.detach()
+
+
+def _copies(running: Running) -> Running:
+    mean, var = running
+    return (None if mean is None else mean.clone()), (None if var is None else var.clone())
+
+
+def _mix(old: Tensor, new: Tensor, momentum: float | Tensor) -> Tensor:
+    return ((1 - momentum) * old + momentum * new).to(old.dtype)
