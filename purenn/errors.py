@@ -21,6 +21,7 @@ __all__ = [
     "SelectionError",
     "ShapeError",
     "StructureError",
+    "TraceError",
 ]
 
 
@@ -86,3 +87,7 @@ class KeyReuseError(PurennError, RuntimeError):
 
 class BridgeError(PurennError, TypeError):
     """A module or a container cannot be carried over by `bridge`."""
+
+
+class TraceError(PurennError, RuntimeError):
+    """A function cannot be traced, or is traced more often than allowed."""

@@ -2,6 +2,21 @@
 
 from purenn.transforms._derivatives import hessian, jacfwd, jacrev, jvp, vjp
 from purenn.transforms._grad import grad, value_and_grad
+from purenn.transforms._jit import CacheInfo, Jitted, Lowered, assert_max_traces, jit
 from purenn.transforms._vmap import vmap
 
-__all__ = ["grad", "hessian", "jacfwd", "jacrev", "jvp", "value_and_grad", "vjp", "vmap"]
+__all__ = [
+    "CacheInfo",
+    "Jitted",
+    "Lowered",
+    "assert_max_traces",
+    "grad",
+    "hessian",
+    "jacfwd",
+    "jacrev",
+    "jit",
+    "jvp",
+    "value_and_grad",
+    "vjp",
+    "vmap",
+]

@@ -20,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, tensors_in
@@ -45,7 +46,7 @@ def outermost() -> bool:
     """Whether no transformation runs around the present call."""
     return (
         _inside.depth == 0
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and peek_interpreter_stack() is None
         and forward_ad._current_level < 0
         and not torch.compiler.is_compiling()
     )

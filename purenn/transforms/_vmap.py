@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import optree
 import torch
@@ -78,6 +78,7 @@ def vmap(
             )
 
         outcome: dict[str, Any] = {}
+        call: Callable[..., Any] = fn
 
         def flat(*leaves: Any) -> tuple[Any, ...]:
             rebuilt, start = [], 0
@@ -85,16 +86,16 @@ def vmap(
                 rebuilt.append(optree.tree_unflatten(spec, leaves[start : start + length]))
                 start += length
             named = dict(zip(kwargs, rebuilt[len(args) :], strict=True))
-            out = fn(*rebuilt[: len(args)], **named)  # pyright: ignore
-            leaves, structure = flatten(out)
-            _check_output(structure, leaves)
+            out = call(*rebuilt[: len(args)], **named)
+            results, structure = flatten(out)
+            _check_output(structure, results)
             outcome.update(spec=structure.spec, dims=_broadcast("the result", out_dims, out, option="out_dims"))
-            return tuple(leaves)
+            return tuple(results)
 
         with translated("vmap"):
             stacked = torch.func.vmap(flat, tuple(dims), 0, randomness, chunk_size=chunk_size)(*everything)
         moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(stacked, outcome["dims"], strict=True)]
-        return optree.tree_unflatten(outcome["spec"], moved)
+        return cast(R, optree.tree_unflatten(outcome["spec"], moved))
 
     return batched
 

@@ -1,0 +1,145 @@
+"""Tracing a flat function of tensors to a graph, and what is checked and changed there before it is compiled."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from purenn.errors import MutationError, PurennError, TraceError
+from purenn.transforms._translate import place
+
+
+def trace(name: str, flat: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph of a function of tensors, traced by running it once on fake ones.
+
+    Raises:
+        TraceError: the function needs a value that only a real run has.
+    """
+    # Without symbols for values that are not known, so that asking for one is an error and not a guess.
+    with _explained(name), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        return make_fx(flat, _allow_non_fake_inputs=True)(*(mode.from_tensor(tensor) for tensor in tensors))
+
+
+@contextlib.contextmanager
+def _explained(name: str) -> Iterator[None]:
+    try:
+        yield
+    except PurennError:
+        raise
+    except DataDependentOutputException as error:
+        raise TraceError(
+            f"{name}: the function asks for the value of a traced tensor (`if`, `while`, bool(), int(), .item() or "
+            f".tolist()){place(error)}. While it is traced there are no values: choose with torch.where(condition, "
+            f"a, b), "
+            f"keep the number as a tensor, or pass it as a Python number, which is traced for each value anew."
+        ) from error
+    except DynamicOutputShapeException as error:
+        raise TraceError(
+            f"{name}: the shape of a result depends on values (a boolean mask as an index, nonzero, "
+            f"unique){place(error)}. Use torch.where(mask, x, 0), or a fixed number of results."
+        ) from error
+    except RuntimeError as error:
+        text = str(error)
+        if ".numpy() is not supported" in text or "data pointer" in text:
+            raise TraceError(
+                f"{name}: the function asks for the data of a traced tensor (.numpy() or a pointer){place(error)}. "
+                f"While it is traced there are no values: compute with torch, or call numpy outside."
+            ) from error
+        raise
+
+
+def lift_constants(graph: fx.GraphModule) -> list[Tensor]:
+    """Make the tensors that the function closes over inputs of the graph, after the others.
+
+    They are then passed by reference at every call, so that values that were changed in the meantime are seen and
+    nothing is copied into the compiled code.
+
+    Returns:
+        The tensors, in the order of their inputs.
+    """
+    constants: dict[int, tuple[Tensor, fx.Node]] = {}
+    last = [node for node in graph.graph.nodes if node.op == "placeholder"]
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, node.target)
+        if not isinstance(value, Tensor):
+            continue
+        if id(value) not in constants:
+            with (
+                graph.graph.inserting_before(next(iter(graph.graph.nodes)))
+                if not last
+                else graph.graph.inserting_after(last[-1])
+            ):
+                new = graph.graph.placeholder(f"closed_over_{len(constants)}")
+            new.meta = dict(node.meta)
+            last.append(new)
+            constants[id(value)] = value, new
+        node.replace_all_uses_with(constants[id(value)][1])
+        graph.graph.erase_node(node)
+    graph.recompile()
+    return [value for value, _ in constants.values()]
+
+
+def refuse_mutations(name: str, graph: fx.GraphModule, labels: Sequence[str]) -> None:
+    """Raise if the graph writes into one of its inputs, or into a view of one.
+
+    Raises:
+        MutationError: naming the first such input.
+    """
+    inputs = dict(zip(_placeholders(graph), labels, strict=True))
+    base: dict[fx.Node, fx.Node] = {node: node for node in inputs}
+    for node in graph.graph.nodes:
+        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
+            if argument.alias_info is None or not isinstance(value, fx.Node) or value not in base:
+                continue
+            if argument.alias_info.is_write:
+                raise MutationError(
+                    f"{name}: the function writes in place into {inputs[base[value]]} ({node.target}). Arguments are "
+                    f"never "
+                    f"changed: write `w = w + d` instead of `w.add_(d)`, or let the result take the argument's place "
+                    f"with donate_argnums."
+                )
+            base[node] = base[value]
+
+
+def donate(graph: fx.GraphModule, donated: Sequence[int]) -> list[tuple[int, int]]:
+    """Write results into the storage of donated inputs of the same shape, dtype and device, each used once.
+
+    Returns:
+        Pairs (input, output) that now share storage.
+    """
+    placeholders = _placeholders(graph)
+    output = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
+    results = list(output.args[0])  # type: ignore[arg-type]
+    free = [position for position in donated if placeholders[position] not in results]
+    pairs = []
+    for number, result in enumerate(results):
+        if not isinstance(result, fx.Node) or result.op == "placeholder" or result in results[:number]:
+            continue
+        found = next((position for position in free if _alike(placeholders[position], result)), None)
+        if found is None:
+            continue
+        free.remove(found)
+        with graph.graph.inserting_before(output):
+            graph.graph.call_function(torch.ops.aten.copy_.default, (placeholders[found], result))
+        pairs.append((found, number))
+    for position, number in pairs:
+        results[number] = placeholders[position]
+    output.args = (results,)
+    graph.recompile()
+    return pairs
+
+
+def _alike(a: fx.Node, b: fx.Node) -> bool:
+    one, two = a.meta["val"], b.meta["val"]
+    return (one.shape, one.dtype, one.device) == (two.shape, two.dtype, two.device)
+
+
+def _placeholders(graph: fx.GraphModule) -> list[fx.Node]:
+    return [node for node in graph.graph.nodes if node.op == "placeholder"]

@@ -1,0 +1,319 @@
+"""Compiling a pure function: traced once by running it, compiled as one flat graph, looked up afterwards."""
+
+import functools
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
+
+import attrs
+import optree
+import torch
+from torch import Tensor, fx
+from torch._C._functorch import peek_interpreter_stack
+
+from purenn.errors import ArgumentError, TraceError
+from purenn.transforms._graph import donate, lift_constants, refuse_mutations, trace
+from purenn.transforms._jit_key import (
+    Call,
+    Key,
+    described_leaves,
+    guards_for,
+    input_labels,
+    make_key,
+    ordinal,
+    places_of,
+    what_changed,
+)
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class CacheInfo(NamedTuple):
+    """What a jitted function has done so far.
+
+    Attributes:
+        hits: calls that found a compiled graph.
+        misses: calls that had to trace and compile.
+        size: compiled graphs that are kept.
+    """
+
+    hits: int
+    misses: int
+    size: int
+
+
+@attrs.frozen(eq=False)
+class Lowered:
+    """The graph of one call of a jitted function: see `Jitted.lower`."""
+
+    graph: fx.GraphModule
+
+    def __str__(self) -> str:
+        return self.graph.print_readable(print_output=False)
+
+
+@attrs.frozen(eq=False)
+class _Entry:
+    """One compiled graph."""
+
+    key: Key
+    guards: Any
+    described: tuple[tuple[str, str], ...]
+    run: Callable[..., Sequence[Any]]
+    constants: list[Tensor]
+    constant_guards: Any
+    out_spec: optree.PyTreeSpec
+    out_leaves: list[Any]
+
+    def fits(self, key: Key, tensors: list[Tensor]) -> bool:
+        """Whether the graph is valid for some arguments."""
+        return (
+            self.key.same(key)
+            and self.guards.check(*tensors)
+            and (not self.constants or self.constant_guards.check(*self.constants))
+        )
+
+    def call(self, tensors: list[Tensor]) -> Any:
+        """Run the graph and rebuild the result's tree."""
+        results = iter(self.run(*tensors, *self.constants))
+        leaves = [next(results) if leaf is _TENSOR else leaf for leaf in self.out_leaves]
+        return optree.tree_unflatten(self.out_spec, leaves)
+
+
+_TENSOR = object()
+# The attribute by which `assert_max_traces` tells a jitted function its limit; functools.wraps copies it.
+_LIMIT = "__max_traces__"
+
+
+class Jitted(Generic[P, R]):
+    """A function made by `jit`."""
+
+    def __init__(
+        self,
+        fn: Callable[P, R],
+        static_argnames: tuple[str, ...],
+        donate_argnums: tuple[int, ...],
+        backend: str | Callable[..., Any],
+        mode: str | None,
+    ) -> None:
+        functools.update_wrapper(self, fn)
+        self._fn = fn
+        self._static_argnames = static_argnames
+        self._donate_argnums = donate_argnums
+        self._backend = backend
+        self._mode = mode
+        self._signature = inspect.signature(fn) if static_argnames else None
+        self._entries: list[_Entry] = []
+        self._hits = self._misses = 0
+        self._lock = threading.RLock()
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if _inside():
+            return self._fn(*args, **kwargs)
+        call = self._split(args, kwargs)
+        key, tensors = make_key(call)
+        for entry in self._entries:
+            if entry.fits(key, tensors):
+                self._hits += 1
+                return entry.call(tensors)
+        with self._lock:
+            entry = self._compile(call, key, tensors)
+        return entry.call(tensors)
+
+    def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered:
+        """The traced graph for some arguments, readable by ``str``. Nothing is compiled."""
+        call = self._split(args, kwargs)
+        return Lowered(self._trace(call, *make_key(call))[0])
+
+    def cache_info(self) -> CacheInfo:
+        """How often a compiled graph was found, how often one had to be made, how many are kept."""
+        return CacheInfo(self._hits, self._misses, len(self._entries))
+
+    def clear_cache(self) -> None:
+        """Forget all compiled graphs."""
+        with self._lock:
+            self._entries = []
+
+    def _split(self, args: tuple, kwargs: dict[str, Any]) -> Call:
+        # With a static argument taken out positions shift, so then everything is passed by name.
+        if self._signature is None:
+            return Call(args, kwargs, {})
+        given = dict(self._signature.bind(*args, **kwargs).arguments)
+        statics = {name: given.pop(name) for name in self._static_argnames if name in given}
+        for name, value in statics.items():
+            try:
+                hash(value)
+            except TypeError as error:
+                raise ArgumentError(
+                    f"jit: the static argument '{name}' must be hashable, got a {type(value).__name__}: use a tuple "
+                    f"instead of a list, and a tuple of pairs instead of a dict."
+                ) from error
+        return Call((), given, statics)
+
+    def _run(self, args: tuple, kwargs: dict[str, Any], statics: dict[str, Any]) -> Any:
+        fn: Callable[..., Any] = self._fn
+        if self._signature is None:
+            return fn(*args, **kwargs)
+        given = {**kwargs, **statics}
+        bound = self._signature.bind_partial()
+        bound.arguments = {name: given[name] for name in self._signature.parameters if name in given}
+        return fn(*bound.args, **bound.kwargs)
+
+    def _trace(
+        self, call: Call, key: Key, tensors: list[Tensor]
+    ) -> tuple[fx.GraphModule, list[Tensor], optree.PyTreeSpec, list[Any]]:
+        leaves, spec = optree.tree_flatten(call.tree)
+        places = places_of(leaves, key.aliases)
+        outcome: dict[str, Any] = {}
+
+        def flat(*values: Tensor) -> list[Tensor]:
+            pairs = zip(leaves, places, strict=True)
+            tree: Any = optree.tree_unflatten(spec, [leaf if n is None else values[n] for leaf, n in pairs])
+            args, kwargs = tree
+            results, outcome["spec"] = optree.tree_flatten(self._run(args, kwargs, call.statics))
+            outcome["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in results]
+            return [leaf for leaf in results if isinstance(leaf, Tensor)]
+
+        graph = trace("jit", flat, tensors)
+        constants = lift_constants(graph)
+        names = input_labels(call, places)
+        refuse_mutations("jit", graph, [*names, *["a tensor that it closes over"] * len(constants)])
+        if self._donate_argnums:
+            donate(graph, self._donated(call, key, tensors, names))
+        return graph, constants, outcome["spec"], outcome["leaves"]
+
+    def _donated(self, call: Call, key: Key, tensors: list[Tensor], names: list[str]) -> list[int]:
+        if key.aliases is not None:
+            raise ArgumentError("jit: the same tensor is passed twice, so its storage cannot be donated.")
+        donated = []
+        for position in self._donate_argnums:
+            if not -len(call.args) <= position < len(call.args):
+                raise ArgumentError(
+                    f"jit: donate_argnums names the positional argument {position}, but the function was called with "
+                    f"{len(call.args)}."
+                )
+            mine = {id(leaf) for leaf in optree.tree_leaves(call.args[position]) if isinstance(leaf, Tensor)}
+            donated += [number for number, tensor in enumerate(tensors) if id(tensor) in mine]
+        for number in donated:
+            if tensors[number].requires_grad:
+                raise ArgumentError(
+                    f"jit: {names[number]} is donated but requires grad; its old value is needed for the gradient."
+                )
+        return donated
+
+    def _compile(self, call: Call, key: Key, tensors: list[Tensor]) -> _Entry:
+        described = described_leaves(call)
+        limit = getattr(self, _LIMIT, None)
+        if limit is not None and self._misses >= limit:
+            last = self._entries[0] if self._entries else None
+            change = (
+                "the cache was cleared"
+                if last is None
+                else what_changed(last.key, last.described, key, described, call)
+            )
+            raise TraceError(
+                f"jit: {getattr(self._fn, '__name__', 'the function')} is traced for the {ordinal(self._misses + 1)} "
+                f"time, assert_max_traces allows {limit}. Changed since the last trace: {change}."
+            )
+        self._misses += 1
+        graph, constants, out_spec, out_leaves = self._trace(call, key, tensors)
+        run = _compiler(self._backend, self._mode)(graph, [*tensors, *constants])
+        entry = _Entry(key, guards_for(tensors), described, run, constants, guards_for(constants), out_spec, out_leaves)
+        self._entries.insert(0, entry)
+        return entry
+
+
+def jit(
+    fn: Callable[P, R],
+    *,
+    static_argnames: str | Sequence[str] = (),
+    donate_argnums: int | Sequence[int] = (),
+    backend: str | Callable[..., Any] = "inductor",
+    mode: str | None = None,
+) -> Jitted[P, R]:
+    """Compile a pure function. It is traced by running it once for every kind of arguments.
+
+    A compiled graph is valid for one structure of the arguments (with all static fields and Python numbers in it), for
+    the shapes, dtypes, devices, strides and requires_grad of their tensors, and for which of them are the same tensor;
+    other arguments are traced anew. Python code runs while tracing only. Tensors that the function closes over are
+    passed by reference: new values are seen. Inside another trace or transformation the function is inlined.
+
+    Args:
+        fn: the function.
+        static_argnames: names of arguments that are part of the key instead of being traced; they must be hashable.
+        donate_argnums: positional arguments whose storage may be reused for results of the same shape and dtype. After
+        the
+            call their tensors hold those results.
+        backend: a backend of torch.compile: "inductor", "aot_eager", "eager" or a function of a graph and inputs.
+        mode: of inductor: "reduce-overhead" (CUDA graphs), "max-autotune"; None for its default.
+
+    Returns:
+        The compiled function, with ``lower``, ``cache_info`` and ``clear_cache``.
+
+    Raises:
+        ArgumentError: options that do not fit the function.
+        TraceError: when called: the function depends on values while it is traced.
+        MutationError: when called: the function writes into an argument.
+
+    Example:
+        >>> import torch, purenn as pn
+        >>> f = pn.jit(lambda p, x: {"y": p["w"] * x}, backend="eager")
+        >>> f({"w": torch.tensor(2.0)}, torch.tensor(3.0))
+        {'y': tensor(6.)}
+        >>> f.cache_info()
+        CacheInfo(hits=0, misses=1, size=1)
+    """
+    names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
+    numbers = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
+    if names:
+        known = inspect.signature(fn).parameters
+        for name in names:
+            if name not in known:
+                raise ArgumentError(
+                    f"jit: static_argnames has '{name}', but the function's arguments are {', '.join(known) or 'none'}."
+                )
+        if numbers:
+            raise ArgumentError(
+                "jit: give static_argnames or donate_argnums, not both; bind static values with a lambda."
+            )
+    if mode is not None and backend != "inductor":
+        raise ArgumentError(f"jit: mode={mode!r} is an option of the backend 'inductor', got backend={backend!r}.")
+    return Jitted(fn, names, numbers, backend, mode)
+
+
+def assert_max_traces(n: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Decorator that makes a jitted function fail when it is traced more than `n` times, saying what has changed.
+
+    It goes above or below `jit`.
+    """
+    if n < 1:
+        raise ArgumentError(f"assert_max_traces: n must be at least 1, got {n}.")
+
+    def limit(fn: Callable[P, R]) -> Callable[P, R]:
+        setattr(fn, _LIMIT, n)
+        return fn
+
+    return limit
+
+
+def _inside() -> bool:
+    return (
+        peek_interpreter_stack() is not None
+        or torch._C._len_torch_dispatch_stack() > 0
+        or torch.compiler.is_compiling()
+    )
+
+
+def _compiler(backend: str | Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+    if callable(backend):
+        return backend
+    import torch._dynamo as dynamo
+
+    if mode is None:
+        return dynamo.lookup_backend(backend)
+    import torch._inductor as inductor
+
+    options = inductor.list_mode_options(mode)
+    return lambda graph, inputs: inductor.compile(graph, inputs, options=options)
