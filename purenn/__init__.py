@@ -2,7 +2,19 @@
 
 from purenn import errors, initializers, layers, losses, models, ops, optim, random, transforms, tree
 from purenn._version import __version__
-from purenn.transforms import assert_max_traces, grad, hessian, jacfwd, jacrev, jit, jvp, value_and_grad, vjp, vmap
+from purenn.transforms import (
+    assert_max_traces,
+    grad,
+    hessian,
+    jacfwd,
+    jacrev,
+    jit,
+    jvp,
+    remat,
+    value_and_grad,
+    vjp,
+    vmap,
+)
 from purenn.tree import Layer, applies, buffer, container, is_stateful, load, replace, save, static, summary
 
 __all__ = [
@@ -28,6 +40,7 @@ __all__ = [
     "ops",
     "optim",
     "random",
+    "remat",
     "replace",
     "save",
     "static",

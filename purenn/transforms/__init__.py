@@ -3,6 +3,7 @@
 from purenn.transforms._derivatives import hessian, jacfwd, jacrev, jvp, vjp
 from purenn.transforms._grad import grad, value_and_grad
 from purenn.transforms._jit import CacheInfo, Jitted, Lowered, assert_max_traces, jit
+from purenn.transforms._remat import remat
 from purenn.transforms._vmap import vmap
 
 __all__ = [
@@ -16,6 +17,7 @@ __all__ = [
     "jacrev",
     "jit",
     "jvp",
+    "remat",
     "value_and_grad",
     "vjp",
     "vmap",

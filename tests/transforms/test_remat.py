@@ -1,0 +1,89 @@
+"""`pn.remat`: the same derivatives with less memory."""
+
+import pytest
+import torch
+from _pairing import peak_bytes
+from _transform_models import DOUBLE, inputs, loss, make, net
+from torch import Tensor
+
+import purenn as pn
+from purenn.errors import ArgumentError
+from purenn.layers import Dropout, Linear, dropout, linear
+
+POLICIES = [None, "products"]
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_same_derivatives(device: torch.device, policy: str | None) -> None:
+    """Under grad, vmap(grad), grad(grad), jvp, hessian and jit it equals the function itself."""
+    p, x = make(device), inputs(device)
+    again = pn.remat(net, policy=policy)
+
+    def mine(p: object, x: Tensor) -> Tensor:
+        return again(p, x).square().sum()
+
+    def second(f: object) -> object:
+        return pn.grad(lambda p, x: pn.grad(f)(p, x).first.weight.square().sum())
+
+    direction = pn.tree.partition(p)[0]
+    cases = {
+        "grad": pn.grad,
+        "vmap of grad": lambda f: pn.vmap(pn.grad(f), (None, 0)),
+        "grad of vmap": lambda f: pn.grad(lambda p, x: pn.vmap(f, (None, 0))(p, x).sum()),
+        "second": second,
+        "jvp": lambda f: lambda p, x: pn.jvp(lambda p: f(p, x), (p,), (direction,))[1],
+        "hessian": pn.hessian,
+        "jit": lambda f: pn.jit(pn.grad(f), backend="aot_eager"),
+    }
+    for name, transform in cases.items():
+        same = pn.tree.allclose(transform(mine)(p, x), transform(loss)(p, x), rtol=0, atol=1e-10)
+        assert same, f"{name}: {same}"
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_closures_have_gradients(device: torch.device, policy: str | None) -> None:
+    """Parameters that the function closes over are not cut off."""
+    p, x = make(device), inputs(device)
+
+    def through(p: object) -> Tensor:
+        return pn.remat(lambda x: net(p, x), policy=policy)(x).square().sum()
+
+    assert pn.tree.allclose(pn.grad(through)(p), pn.grad(loss)(p, x), rtol=0, atol=1e-11)
+
+
+def test_same_draws_when_computed_again(device: torch.device) -> None:
+    """With a key, the mask of the backward pass is the mask of the forward pass."""
+    x = torch.randn(50, dtype=DOUBLE, device=device)
+    key = pn.random.key(0, device)
+
+    def draw(x: Tensor) -> Tensor:
+        return dropout(Dropout(0.5), x.sin(), key=key).exp()
+
+    plain = pn.grad(lambda x: draw(x).sum())(x)
+    assert torch.equal(pn.grad(lambda x: pn.remat(draw)(x).sum())(x), plain)
+
+
+def test_it_saves_memory(device: torch.device) -> None:
+    """A stack of blocks with wide intermediate values needs a fraction of the memory for its gradient."""
+    keys = pn.random.split(pn.random.key(0, device), 8)
+    blocks = tuple((Linear.init(k, 32, 256), Linear.init(k, 256, 32)) for k in keys)
+    x = torch.randn(512, 32, device=device)
+
+    def block(p: tuple[Linear, Linear], x: Tensor) -> Tensor:
+        return linear(p[1], linear(p[0], x).tanh().sin().exp())
+
+    def total(blocks: tuple, x: Tensor, run: object) -> Tensor:
+        for p in blocks:
+            x = run(p, x)
+        return x.square().sum()
+
+    plain = peak_bytes(lambda: pn.grad(total)(blocks, x, block), device)
+    saved = peak_bytes(lambda: pn.grad(total)(blocks, x, pn.remat(block)), device)
+    assert saved < 0.4 * plain
+
+
+def test_errors() -> None:
+    """Unknown policies are refused."""
+    with pytest.raises(ArgumentError) as error:
+        pn.remat(torch.sin, policy="dots")
+    assert str(error.value) == "remat: policy must be 'products' or None, got 'dots'."
