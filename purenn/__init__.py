@@ -4,6 +4,8 @@ from purenn import errors, initializers, layers, losses, models, ops, optim, ran
 from purenn._version import __version__
 from purenn.transforms import (
     assert_max_traces,
+    custom_jvp,
+    custom_vjp,
     grad,
     hessian,
     jacfwd,
@@ -24,6 +26,8 @@ __all__ = [
     "assert_max_traces",
     "buffer",
     "container",
+    "custom_jvp",
+    "custom_vjp",
     "errors",
     "grad",
     "hessian",

@@ -1,5 +1,7 @@
 """Transformations of pure functions: derivatives and batching, with whole models as arguments."""
 
+from purenn.transforms._custom_jvp import custom_jvp
+from purenn.transforms._custom_vjp import custom_vjp
 from purenn.transforms._derivatives import hessian, jacfwd, jacrev, jvp, vjp
 from purenn.transforms._grad import grad, value_and_grad
 from purenn.transforms._jit import CacheInfo, Jitted, Lowered, assert_max_traces, jit
@@ -11,6 +13,8 @@ __all__ = [
     "Jitted",
     "Lowered",
     "assert_max_traces",
+    "custom_jvp",
+    "custom_vjp",
     "grad",
     "hessian",
     "jacfwd",

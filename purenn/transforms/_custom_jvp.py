@@ -1,0 +1,113 @@
+"""A forward-mode rule of one's own; reverse mode is its transpose."""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import optree
+import torch
+from torch import Tensor
+
+from purenn.errors import GradientError
+from purenn.transforms._custom import Frame, Rule
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
+    """A function with a forward-mode rule of its own; reverse mode is its transpose.
+
+    ``f.defjvp(rule)`` sets it: ``rule(primals, tangents) -> (output, output tangent)``, both arguments tuples with an
+    entry for each positional argument. The output's tangent must be linear in the tangents.
+
+    Raises:
+        GradientError: when called: no rule is set, or the rule does not return a pair of the output's structure.
+
+    Example:
+        >>> import torch, purenn as pn
+        >>> @pn.custom_jvp
+        ... def log1pexp(x):
+        ...     return torch.log1p(x.exp())
+        >>> log1pexp.defjvp(lambda primals, tangents: (log1pexp(*primals), tangents[0] * primals[0].sigmoid()))
+        >>> pn.grad(log1pexp)(torch.tensor(100.0))
+        tensor(1.)
+    """
+
+    kind = "custom_jvp"
+
+    def __init__(self, fn: Callable[P, R]) -> None:
+        super().__init__(fn)
+        self._rule: Callable[..., Any] | None = None
+
+    def defjvp(self, rule: Callable[..., Any]) -> None:
+        """Set the rule."""
+        self._rule = rule
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._rule is None:
+            raise GradientError(f"custom_jvp: '{self._name}' has no rule: call {self._name}.defjvp(rule) first.")
+        frame, tensors = self.frame(args, kwargs)
+        results = _Forward.apply(self, frame, *tensors)
+        return cast(R, optree.tree_unflatten(frame.out_spec, list(results)))
+
+    def value(self, frame: Frame, tensors: Any) -> tuple[Tensor, ...]:
+        """The function's outputs."""
+        fn: Callable[..., Any] = self._fn
+        leaves, frame.out_spec = optree.tree_flatten(fn(*frame.args(tensors)))
+        own = {id(tensor) for tensor in tensors}
+        return tuple(leaf.clone() if id(leaf) in own else leaf for leaf in leaves)
+
+    def moved(self, frame: Frame, tensors: Any, tangents: Any) -> tuple[Tensor, ...]:
+        """The outputs' tangents, by the rule."""
+        assert self._rule is not None
+        pair = self._rule(frame.args(tensors), frame.args(tangents))
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise GradientError(
+                f"custom_jvp: the rule of '{self._name}' must return (output, output tangent), got a "
+                f"{type(pair).__name__}."
+            )
+        leaves, spec = optree.tree_flatten(pair[1])
+        if spec != frame.out_spec:
+            raise GradientError(
+                f"custom_jvp: the tangent that the rule of '{self._name}' returns must look like the output."
+            )
+        return tuple(leaves)
+
+
+class _Forward(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rule: custom_jvp, frame: Frame, *tensors: Tensor) -> tuple:  # type: ignore[override]
+        return rule.value(frame, tensors)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.rule, ctx.frame, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.save_for_forward(*tensors)
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> tuple:  # type: ignore[override]
+        tensors = ctx.saved_tensors
+        filled = [torch.zeros_like(x) if t is None else t for x, t in zip(tensors, tangents[2:], strict=True)]
+        return ctx.rule.moved(ctx.frame, tensors, filled)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple:  # type: ignore[override]
+        tensors = ctx.saved_tensors
+        places = [n for n, tensor in enumerate(tensors) if tensor.is_floating_point() or tensor.is_complex()]
+        zeros = [torch.zeros_like(tensor) for tensor in tensors]
+
+        def linear(*values: Tensor) -> tuple[Tensor, ...]:
+            tangents = list(zeros)
+            for place, value in zip(places, values, strict=True):
+                tangents[place] = value
+            return ctx.rule.moved(ctx.frame, tensors, tangents)
+
+        # The rule is linear in the tangents, so its gradient at any point is its transpose.
+        pull = torch.func.vjp(linear, *[zeros[place] for place in places])[1]
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        for place, gradient in zip(places, pull(cotangents), strict=True):
+            gradients[place] = gradient
+        return (None, None, *gradients)

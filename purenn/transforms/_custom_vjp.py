@@ -1,0 +1,184 @@
+"""A reverse-mode rule of one's own, in the shape that JAX gave it."""
+
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar, cast
+
+import optree
+import torch
+from torch import Tensor
+
+from purenn.errors import GradientError
+from purenn.transforms._custom import Frame, Rule
+from purenn.tree._holes import HOLE
+from purenn.tree._walk import short
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
+    """A function with a reverse-mode rule of its own.
+
+    ``f.defvjp(forward, backward)`` sets it: ``forward(*args) -> (output, residuals)`` runs in the place of the function
+    when a gradient is wanted, ``backward(residuals, cotangent)`` returns the gradients of all positional arguments as a
+    tuple, None for an argument without one. Arguments, outputs and residuals are trees; leaves that are no tensors are
+    constants.
+
+    Raises:
+        GradientError: when called: no rule is set, or the rule returns what does not fit the arguments.
+
+    Example:
+        >>> import torch, purenn as pn
+        >>> @pn.custom_vjp
+        ... def clipped(x):
+        ...     return x.clone()
+        >>> clipped.defvjp(lambda x: (x.clone(), None), lambda _, gradient: (gradient.clamp(-1, 1),))
+        >>> pn.grad(lambda x: 5 * clipped(x))(torch.tensor(2.0))
+        tensor(1.)
+    """
+
+    kind = "custom_vjp"
+
+    def __init__(self, fn: Callable[P, R]) -> None:
+        super().__init__(fn)
+        self._forward: Callable[..., Any] | None = None
+        self._backward: Callable[..., Any] | None = None
+
+    def defvjp(self, forward: Callable[..., Any], backward: Callable[..., Any]) -> None:
+        """Set the rule."""
+        self._forward, self._backward = forward, backward
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        if self._forward is None or self._backward is None:
+            raise GradientError(
+                f"custom_vjp: '{self._name}' has no rule: call {self._name}.defvjp(forward, backward) first."
+            )
+        frame, tensors = self.frame(args, kwargs)
+        count, *results = _Reverse.apply(self, frame, *tensors)
+        return cast(R, optree.tree_unflatten(frame.out_spec, results[: int(count)]))
+
+    def forward_parts(self, frame: Frame, tensors: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """Outputs and residual tensors; the rest of the residuals stays in the frame."""
+        assert self._forward is not None
+        pair = self._forward(*frame.args(tensors))
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise GradientError(
+                f"custom_vjp: the forward rule of '{self._name}' must return (output, residuals), got a "
+                f"{type(pair).__name__}."
+            )
+        outputs, frame.out_spec = optree.tree_flatten(pair[0])
+        kept, frame.rest_spec = optree.tree_flatten(pair[1])
+        frame.rest = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in kept]
+        for leaf in outputs:
+            if not isinstance(leaf, Tensor):
+                raise GradientError(f"custom_vjp: '{self._name}' must return tensors, got {short(leaf)}.")
+        # An argument returned as it is would be an output that is a view of an input.
+        own = {id(tensor) for tensor in tensors}
+        outputs = [leaf.clone() if id(leaf) in own else leaf for leaf in outputs]
+        return outputs, [leaf.clone() if id(leaf) in own else leaf for leaf in kept if isinstance(leaf, Tensor)]
+
+    def backward_parts(self, frame: Frame, kept: Any, cotangents: Any, tensors: Any) -> list[Tensor | None]:
+        """The gradient of every tensor among the arguments."""
+        assert self._backward is not None
+        rest = iter(kept)
+        residuals = optree.tree_unflatten(
+            frame.rest_spec, [next(rest) if leaf is _TENSOR else leaf for leaf in frame.rest]
+        )
+        gradients = self._backward(residuals, optree.tree_unflatten(frame.out_spec, list(cotangents)))
+        args = frame.args(tensors)
+        if not isinstance(gradients, tuple) or len(gradients) != len(args):
+            got = f"{len(gradients)} of them" if isinstance(gradients, tuple) else f"a {type(gradients).__name__}"
+            raise GradientError(
+                f"custom_vjp: the backward rule of '{self._name}' must return a tuple with a gradient (or None) for "
+                f"each of the {len(args)} arguments, got {got}."
+            )
+        flat: list[Tensor | None] = []
+        for position, (argument, gradient) in enumerate(zip(args, gradients, strict=True)):
+            flat += _gradient_leaves(self._name, position, argument, gradient)
+        return flat
+
+
+def _gradient_leaves(name: str, position: int, argument: Any, gradient: Any) -> list[Tensor | None]:
+    wanted = optree.tree_leaves(argument)
+    places = [n for n, leaf in enumerate(wanted) if isinstance(leaf, Tensor)]
+    if gradient is None:
+        return [None] * len(places)
+    got = optree.tree_leaves(gradient, is_leaf=lambda node: node is HOLE)
+    fits = len(got) == len(wanted) and all(
+        got[n] is HOLE or (isinstance(got[n], Tensor) and got[n].shape == wanted[n].shape) for n in places
+    )
+    if not fits:
+        raise GradientError(
+            f"custom_vjp: the backward rule of '{name}' must return for argument {position} a gradient that looks "
+            f"like it, {_outline(argument)}, got {_outline(gradient)}."
+        )
+    return [None if got[n] is HOLE else got[n] for n in places]
+
+
+def _outline(tree: Any) -> str:
+    return repr(optree.tree_map(lambda leaf: _Text(short(leaf)), tree))
+
+
+class _Text(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+_TENSOR = object()
+
+
+class _Reverse(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(rule: custom_vjp, frame: Frame, *tensors: Tensor) -> tuple:  # type: ignore[override]
+        outputs, kept = rule.forward_parts(frame, tensors)
+        return (len(outputs), *outputs, *kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        ctx.rule, ctx.frame, *tensors = inputs
+        ctx.count, *results = output
+        ctx.tensors = len(tensors)
+        ctx.save_for_backward(*tensors, *results[ctx.count :])
+        ctx.set_materialize_grads(False)
+        ctx.shapes = [(result.shape, result.dtype, result.device) for result in results[: ctx.count]]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Any) -> tuple:  # type: ignore[override]
+        tensors, kept = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
+        _, *results = cotangents  # the first output is the number of the others
+        of_outputs, of_kept = results[: ctx.count], results[ctx.count :]
+        gradients: list[Tensor | None] = [None] * ctx.tensors
+        if any(cotangent is not None for cotangent in of_outputs):
+            filled = [
+                torch.zeros(shape, dtype=dtype, device=device) if cotangent is None else cotangent
+                for cotangent, (shape, dtype, device) in zip(of_outputs, ctx.shapes, strict=True)
+            ]
+            gradients = ctx.rule.backward_parts(ctx.frame, kept, filled, tensors)
+        if any(cotangent is not None for cotangent in of_kept):
+            # A derivative of the backward rule: it has used residuals, which are functions of the arguments.
+            gradients = _through_residuals(ctx.rule, ctx.frame, tensors, of_kept, gradients)
+        return (None, None, *gradients)
+
+
+def _through_residuals(
+    rule: custom_vjp, frame: Frame, tensors: Any, cotangents: Any, gradients: list[Tensor | None]
+) -> list[Tensor | None]:
+    places = [n for n, tensor in enumerate(tensors) if tensor.is_floating_point() or tensor.is_complex()]
+    wanted = [n for n, cotangent in enumerate(cotangents) if cotangent is not None]
+
+    def residuals(*values: Tensor) -> tuple[Tensor, ...]:
+        filled = list(tensors)
+        for place, value in zip(places, values, strict=True):
+            filled[place] = value
+        kept = rule.forward_parts(frame, filled)[1]
+        return tuple(kept[n] for n in wanted)
+
+    pull = torch.func.vjp(residuals, *[tensors[place] for place in places])[1]
+    for place, more in zip(places, pull(tuple(cotangents[n] for n in wanted)), strict=True):
+        before = gradients[place]
+        gradients[place] = more if before is None else before + more
+    return gradients
