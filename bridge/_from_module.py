@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from bridge._module import Group, Module
 from bridge._opaque import opaque
 from purenn.errors import BridgeError
-from purenn.tree._container import spec_of
+from purenn.tree._fields import spec_of
 from purenn.tree._partition import freeze
 from purenn.tree._ties import tie
 

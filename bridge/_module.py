@@ -1,5 +1,6 @@
 """The second carrier: an `nn.Module` that runs the function of a container, with itself in the container's place."""
 
+import inspect
 from collections.abc import Iterator
 from typing import Any
 
@@ -49,11 +50,10 @@ class Module(nn.Module):
             if name.startswith("__") or "container_class" not in self.__dict__:
                 raise
             found = getattr(self.__dict__["container_class"], name, None)
-            if isinstance(found, property):
-                return found.__get__(self)
-            if callable(found) and hasattr(found, "__get__"):
-                return found.__get__(self)
-            raise
+            # Slots are the container's own fields, which are members of this module and not of the class.
+            if found is None or inspect.ismemberdescriptor(found):
+                raise
+            return found.__get__(self) if isinstance(found, property) or inspect.isfunction(found) else found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the container's function to this module."""

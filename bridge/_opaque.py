@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from purenn.errors import BridgeError, ContainerError
 from purenn.tree import Layer, applies
-from purenn.tree._container import BUFFER, PARAMETER, Spec, is_container
+from purenn.tree._fields import BUFFER, PARAMETER, Spec, is_container
 from purenn.tree._register import register_node
 
 
@@ -145,7 +146,7 @@ def opaque(module: nn.Module) -> Opaque:
     """The opaque container of a module that is no bridged one."""
     for name, child in module.named_modules():
         where = f"'{name}'" if name else "the module"
-        if isinstance(child, nn.modules.lazy.LazyModuleMixin) and child.has_uninitialized_params():
+        if any(map(is_lazy, child.parameters(recurse=False))):
             raise BridgeError(
                 f"from_module: {where} ({type(child).__name__}) is lazy and has no parameters yet: call the module "
                 f"once on an example input first."

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bridge._module import Group, Module
 from purenn.errors import BridgeError
 from purenn.tree._applies import is_stateful
-from purenn.tree._container import BUFFER, PARAMETER, is_container, spec_of
+from purenn.tree._fields import BUFFER, PARAMETER, is_container, spec_of
 from purenn.tree._ties import aliases_of, untie
 
 

@@ -64,7 +64,7 @@ def initial_params(key: Tensor, iterations: int) -> CapsNet:
     return CapsNet.init(
         key,
         image_shape=(1, 8, 8),
-        channels=64,
+        channels=128,
         kernel_size=3,
         primary_types=16,
         primary_kernel_size=3,

@@ -25,7 +25,7 @@ _ALPHA = 1.7580993408473766
 class _Rate(Layer):
     p: float = static(default=0.5)
 
-    @p.validator  # type: ignore[attr-defined]
+    @p.validator  # pyright: ignore[reportAttributeAccessIssue]
     def _check_rate(self, _: Any, p: float) -> None:
         if not 0 <= p <= 1:
             raise ArgumentError(

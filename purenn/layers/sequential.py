@@ -32,7 +32,7 @@ class Sequential(Layer):
     layers: tuple[Any, ...] | dict[str, Any]
     names: tuple[str, ...] | None = static(default=None)
 
-    @names.validator  # type: ignore[attr-defined]
+    @names.validator  # pyright: ignore[reportAttributeAccessIssue, reportOptionalMemberAccess]
     def _check_names(self, _: Any, names: tuple[str, ...] | None) -> None:
         if set(names or ()) != set(self.layers if isinstance(self.layers, dict) else ()):
             raise ContainerError(
@@ -83,11 +83,12 @@ class Sequential(Layer):
             if which not in (self.names or ()):
                 has = ", ".join(f"'{name}'" for name in self.names) if self.names else "no names, only positions"
                 raise ContainerError(f"Sequential has no member '{which}'; it has {has}.")
-            return self.layers[which]  # type: ignore[call-overload]
+            return self.layers[which]  # pyright: ignore[reportArgumentType, reportCallIssue]
         if isinstance(which, slice):
             if self.names is None:
-                return type(self)(self.layers[which])  # type: ignore[index]
-            return type(self)({name: self.layers[name] for name in self.names[which]}, self.names[which])  # type: ignore[call-overload]
+                return type(self)(self.layers[which])  # pyright: ignore[reportArgumentType]
+            names = self.names[which]
+            return type(self)({name: self.layers[name] for name in names}, names)  # pyright: ignore[reportArgumentType, reportCallIssue]
         return _members(self)[which]
 
 

@@ -66,7 +66,7 @@ def _parts(equation: str) -> tuple[str, str, str]:
 
 class _Einsum2(torch.autograd.Function):
     @staticmethod
-    def forward(a: Tensor, b: Tensor, first: str, second: str, out: str) -> Tensor:  # type: ignore[override]
+    def forward(a: Tensor, b: Tensor, first: str, second: str, out: str) -> Tensor:
         return torch.einsum(f"{first},{second}->{out}", a, b)
 
     @staticmethod
@@ -76,7 +76,7 @@ class _Einsum2(torch.autograd.Function):
         ctx.save_for_forward(a, b)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
         a, b = ctx.saved_tensors
         first, second, out = ctx.terms
         return (
@@ -88,18 +88,19 @@ class _Einsum2(torch.autograd.Function):
         )
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Any) -> Tensor | None:
         a, b = ctx.saved_tensors
+        first, second, out = ctx.terms
         moved_a, moved_b = tangents[:2]
         parts = []
         if moved_a is not None:
-            parts.append(_einsum2(*ctx.terms, moved_a, b))
+            parts.append(_einsum2(first, second, out, moved_a, b))
         if moved_b is not None:
-            parts.append(_einsum2(*ctx.terms, a, moved_b))
+            parts.append(_einsum2(first, second, out, a, moved_b))
         return sum(parts[1:], parts[0]) if parts else None
 
     @staticmethod
-    def vmap(  # type: ignore[override]
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
         info: Any, in_dims: tuple, a: Tensor, b: Tensor, first: str, second: str, out: str
     ) -> tuple[Tensor, int]:
         new = next(letter for letter in _LETTERS if letter not in first + second)
@@ -111,7 +112,7 @@ class _Einsum2(torch.autograd.Function):
 
 
 def _einsum2(first: str, second: str, out: str, a: Tensor, b: Tensor) -> Tensor:
-    return _Einsum2.apply(a, b, first, second, out)  # type: ignore[return-value]
+    return _Einsum2.apply(a, b, first, second, out)
 
 
 def _pull(gradient: Tensor, out: str, other: Tensor, other_indices: str, like: Tensor, indices: str) -> Tensor:

@@ -200,7 +200,7 @@ def _is_plain() -> bool:
     # Whether operations run now, on numbers: no transformation around them, and nobody recording them.
     return (
         not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None
+        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
         and _get_current_dispatch_mode() is None
     )
 

@@ -219,7 +219,7 @@ def test_repr_names_the_containers(device: torch.device) -> None:
     text = repr(bridge.to_module(make(device)))
     assert text.startswith("Net(\n  (blocks): ModuleList(")
     assert "(fc): Linear(in_features=5, out_features=4, bias=True)" in text
-    assert repr(bridge.to_module(Pair(Linear.init(pn.random.key(0, device), 2, 3), Linear(torch.ones(1, 3))))) == (
+    assert repr(bridge.to_module(Pair(Linear.init(pn.random.key(0, device), 2, 3), Linear(torch.ones(1, 3), None)))) == (
         "Pair(\n"
         "  (first): Linear(in_features=2, out_features=3, bias=True)\n"
         "  (second): Linear(in_features=3, out_features=1, bias=False)\n"
@@ -281,7 +281,7 @@ def test_errors(device: torch.device) -> None:
     assert text_of(lambda: bridge.to_module(Named(torch.ones(1)))) == (
         "to_module: 'training' of Named cannot be the name of a module's member: rename it."
     )
-    assert text_of(lambda: bridge.to_module(Holding({"keys": Linear(torch.ones(1, 1))}))) == (
+    assert text_of(lambda: bridge.to_module(Holding({"keys": Linear(torch.ones(1, 1), None)}))) == (
         "to_module: 'keys' of a dict cannot be the name of a module's member: rename it."
     )
     assert text_of(lambda: bridge.to_module(Holding((pn.tree.HOLE,)))) == (

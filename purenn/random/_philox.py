@@ -1,0 +1,153 @@
+"""Philox-4x32-10: a counter-based generator in plain torch integer arithmetic.
+
+A block of four 32-bit words is a bijective scramble of a 128-bit counter under a 64-bit key: ten rounds, each of two
+32x32 -> 64 bit products whose halves are exchanged and mixed with the key by exclusive or. There is no state, so any
+block can be computed alone, in any order, on any device, and always comes out the same.
+
+A word lives in an int64. The product of two words may pass 2^63 and wrap to a negative number. In torch's kernels that
+does no harm: they work modulo 2^64, and a mask after the (arithmetic) shift leaves the true high half. But generated
+C++ may not overflow, or its compiler may draw wrong conclusions, so traced code multiplies without.
+
+Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias, overload
+
+import torch
+from torch import Tensor
+
+from purenn.random._modes import is_traced
+
+# One word of a counter or key: a python int, or a tensor that broadcasts against the others.
+Word: TypeAlias = int | Tensor
+
+WORD_MASK = 0xFFFFFFFF
+ROUNDS = 10
+MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # what each round adds to the two words of the key
+
+# Up to here python integers are faster than a hundred tensor operations.
+FEW_BLOCKS = 16
+
+# The four buffers of one pass stay in the second-level cache; torch splits longer work among its threads.
+_CPU_BLOCKS = 2**15
+# On an accelerator the number of launches counts, not the cache.
+_OTHER_BLOCKS = 2**21
+
+# A tensor operand costs half the dispatch of a python number. These stay on the CPU whatever the default device is.
+_FIRST_MULTIPLIER, _SECOND_MULTIPLIER = (torch.tensor(value, device="cpu") for value in MULTIPLIERS)
+_MASK = torch.tensor(WORD_MASK, device="cpu")
+
+
+@overload
+def philox(counter: tuple[int, int, int, int], key: Sequence[int]) -> tuple[int, int, int, int]: ...
+
+
+@overload
+def philox(counter: tuple[Word, Word, Word, Word], key: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]: ...
+
+
+def philox(counter: tuple[Word, Word, Word, Word], key: Sequence[Word]) -> tuple[Word, Word, Word, Word]:
+    """The four words that belong to a counter under a key.
+
+    Written once for python ints and for tensors, so the small, the batched and the traced cases share it.
+
+    Args:
+        counter: Four words, each 0 ... 2^32-1; tensors broadcast against each other.
+        key: Two words; higher bits are ignored.
+
+    Returns:
+        Four words, each 0 ... 2^32-1.
+    """
+    c0, c1, c2, c3 = counter
+    for step in range(ROUNDS):
+        k0 = (key[0] + step * KEY_STEPS[0]) & WORD_MASK
+        k1 = (key[1] + step * KEY_STEPS[1]) & WORD_MASK
+        first_high, first_low = wide_product(c0, MULTIPLIERS[0])
+        second_high, second_low = wide_product(c2, MULTIPLIERS[1])
+        c0, c2 = (second_high ^ c1 ^ k0) & WORD_MASK, (first_high ^ c3 ^ k1) & WORD_MASK
+        c1, c3 = second_low, first_low
+    return c0, c1 & WORD_MASK, c2, c3 & WORD_MASK
+
+
+def block_numbers(blocks: int, device: torch.device) -> Tensor:
+    """The lowest words of the counters of many blocks: 0 ... blocks-1.
+
+    The mask changes nothing but how inductor sees them: without it the products with the multipliers would be taken
+    for memory indices, which it computes in 32 bits.
+    """
+    return torch.arange(blocks, device=device) & WORD_MASK
+
+
+@overload
+def wide_product(word: Tensor, factor: int) -> tuple[Tensor, Tensor]: ...
+
+
+@overload
+def wide_product(word: Word, factor: int) -> tuple[Word, Word]: ...
+
+
+def wide_product(word: Word, factor: int) -> tuple[Word, Word]:
+    """The high and the low half of a word times a factor in [0, 2^32].
+
+    Only the lower 32 bits of each count: a mask is left to the caller, who may need one anyway.
+    """
+    if isinstance(word, int) or not is_traced():
+        product = word * factor
+        return product >> 32, product
+    # Half of the product, rounded down, stays below 2^63.
+    half = word * (factor >> 1)
+    low_bit: Word = 0
+    if factor % 2:
+        half = half + (word >> 1)
+        low_bit = word & 1
+    return half >> 31, ((half & 0x7FFFFFFF) << 1) | low_bit
+
+
+def philox_passes(key: Tensor, domain: int, blocks: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
+    """Blocks with the counters (0 ... blocks-1, 0, 0, domain), by in-place arithmetic on fresh buffers.
+
+    Several times faster than `philox` on large counts, with the same words. It is for plain tensors on little-endian
+    machines only: in-place writes of batched values into fresh buffers fail under `vmap`.
+
+    Yields:
+        ``(start, stop, even, odd)``: for the blocks ``start ... stop-1`` the words 0 and 2 as ``even`` and the words
+        1 and 3 as ``odd``, each an int64 tensor [2, stop - start] that the caller may overwrite.
+    """
+    size = min(blocks, _blocks_per_pass(key.device))
+    steps = torch.arange(ROUNDS, device=key.device)
+    round_keys = [
+        ((steps * increment + word) & WORD_MASK).unbind()
+        for word, increment in zip(key.unbind(), KEY_STEPS, strict=True)
+    ]
+    counter = torch.arange(size, device=key.device)
+    for start in range(0, blocks, size):
+        stop = min(start + size, blocks)
+        words = torch.empty(4, stop - start, dtype=torch.int64, device=key.device)
+        torch.add(counter[: stop - start], start, out=words[1])
+        words[0].zero_()
+        words[2].fill_(domain)
+        words[3].zero_()
+        rows = words.unbind()
+        halves = words.view(torch.int32)
+        low_halves, high_halves = halves[:, :-1].unbind(), halves[:, 1:].unbind()
+        # Each round a row takes the part before its own; from this start, ten rounds leave words 0, 2, 1, 3 in order.
+        c0, c1, c2, c3 = ((rows[row], low_halves[row], high_halves[row]) for row in (1, 3, 0, 2))
+        for k0, k1 in zip(*round_keys, strict=True):
+            c0[0].mul_(_FIRST_MULTIPLIER)
+            c2[0].mul_(_SECOND_MULTIPLIER)
+            # Seen as 32-bit halves, a high half follows its low half: shifted by one, exclusive or meets the high
+            # half of the product without a shift of its own. What lands in the other halves is masked away.
+            c1[1].bitwise_xor_(c2[2])
+            c1[0].bitwise_xor_(k0).bitwise_and_(_MASK)
+            c3[1].bitwise_xor_(c0[2])
+            c3[0].bitwise_xor_(k1).bitwise_and_(_MASK)
+            c0, c1, c2, c3 = c1, c2, c3, c0
+        yield start, stop, words[:2], words[2:].bitwise_and_(_MASK)
+
+
+def _blocks_per_pass(device: torch.device) -> int:
+    if device.type != "cpu":
+        return _OTHER_BLOCKS
+    return _CPU_BLOCKS << (torch.get_num_threads().bit_length() - 1)

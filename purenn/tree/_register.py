@@ -1,0 +1,144 @@
+"""Making a class a pytree node, in optree's registry and in torch's.
+
+Flattening and rebuilding are the hot paths of every transformation, so classes with just two children and no options
+(weight and bias) have a form of their own: half the time of a loop over names. A form exists twice where its fastest
+spelling (attrgetter, slot descriptors) is one that dynamo cannot trace.
+"""
+
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any
+
+import optree
+from optree.registry import __GLOBAL_NAMESPACE as OPTREE_GLOBAL
+from torch.compiler import is_dynamo_compiling
+from torch.utils import _pytree as torch_pytree
+
+Flatten = Callable[[Any], tuple[tuple, Any, tuple]]
+Unflatten = Callable[[Any, Any], Any]
+
+
+def register(cls: type, children: tuple[str, ...], static: tuple[str, ...]) -> None:
+    """Register a container class by the names of its children (nodes or leaves) and of its static fields.
+
+    A node's metadata is its marks alone, or the tuple of its static fields and its marks.
+    """
+    register_node(cls, _flattener(children, static), _unflattener(cls, children, static))
+
+
+def register_node(cls: type, flatten: Flatten, unflatten: Unflatten) -> None:
+    """Register a class: ``flatten(node) -> (children, metadata, names)``, ``unflatten(metadata, children) -> node``."""
+    optree.register_pytree_node(cls, flatten, unflatten, path_entry_type=optree.GetAttrEntry, namespace=OPTREE_GLOBAL)
+
+    # torch's pytree counts None as a leaf, so absent children go into the context: (which are present, metadata).
+    def torch_flatten(node: Any) -> tuple[list, tuple]:
+        values, context, _ = flatten(node)
+        return [v for v in values if v is not None], (tuple([v is not None for v in values]), context)
+
+    def torch_flatten_with_keys(node: Any) -> tuple[list, tuple]:
+        values, _, names = flatten(node)
+        pairs = [(torch_pytree.GetAttrKey(n), v) for n, v in zip(names, values, strict=True) if v is not None]
+        return pairs, torch_flatten(node)[1]
+
+    def torch_unflatten(values: Any, context: tuple) -> Any:
+        present, rest = context[0], iter(values)
+        return unflatten(context[1], tuple(next(rest) if here else None for here in present))
+
+    torch_pytree.register_pytree_node(
+        cls,
+        torch_flatten,
+        torch_unflatten,
+        serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        flatten_with_keys_fn=torch_flatten_with_keys,
+    )
+
+
+def register_empty(cls: type) -> None:
+    """Register a class without children: the node is its own metadata."""
+    optree.register_pytree_node(cls, lambda node: ((), node, ()), _first, namespace=OPTREE_GLOBAL)
+    torch_pytree.register_pytree_node(
+        cls,
+        lambda node: ([], node),
+        lambda _, node: node,
+        flatten_with_keys_fn=lambda node: ([], node),
+        serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+    )
+
+
+def _first(node: Any, _: Any) -> Any:
+    return node
+
+
+def _flattener(children: tuple[str, ...], static: tuple[str, ...]) -> Flatten:
+    if len(children) == 2 and not static:
+        first, second = children
+
+        def flatten(node: Any) -> tuple[tuple, Any, tuple]:
+            return (getattr(node, first), getattr(node, second)), node._marks, children
+
+        return flatten
+
+    get_values = attrgetter(*children) if len(children) > 1 else None
+    get_context = attrgetter(*static, "_marks")
+
+    def flatten_any(node: Any) -> tuple[tuple, Any, tuple]:
+        if get_values is None or is_dynamo_compiling():
+            values = tuple([getattr(node, name) for name in children])
+        else:
+            values = get_values(node)
+        if not static:
+            return values, node._marks, children
+        if is_dynamo_compiling():
+            return values, (*(getattr(node, name) for name in static), node._marks), children
+        return values, get_context(node), children
+
+    return flatten_any
+
+
+def _unflattener(cls: type, children: tuple[str, ...], static: tuple[str, ...]) -> Unflatten:
+    # Rebuilding runs no constructor: transformations rebuild trees with placeholders in them.
+    new = object.__new__
+    put_children = tuple(_slot(cls, name) for name in children)
+    put_static = tuple(_slot(cls, name) for name in static)
+    put_marks = _slot(cls, "_marks")
+
+    def traced(context: Any, values: tuple) -> Any:
+        node = object.__new__(cls)
+        names = (*children, *static, "_marks")
+        for name, value in zip(names, (*values, *context) if static else (*values, context), strict=True):
+            object.__setattr__(node, name, value)
+        return node
+
+    if len(children) == 2 and not static:
+        put_first, put_second = put_children
+
+        def unflatten(context: Any, values: tuple) -> Any:
+            if is_dynamo_compiling():
+                return traced(context, values)
+            node = new(cls)
+            first, second = values
+            put_first(node, first)
+            put_second(node, second)
+            put_marks(node, context)
+            return node
+
+        return unflatten
+
+    def unflatten_any(context: Any, values: tuple) -> Any:
+        if is_dynamo_compiling():
+            return traced(context, values)
+        node = new(cls)
+        for put, value in zip(put_children, values, strict=True):
+            put(node, value)
+        if static:
+            *settings, context = context
+            for put, value in zip(put_static, settings, strict=True):
+                put(node, value)
+        put_marks(node, context)
+        return node
+
+    return unflatten_any
+
+
+def _slot(cls: type, name: str) -> Callable[[Any, Any], None]:
+    return next(base.__dict__[name] for base in cls.__mro__ if name in base.__dict__).__set__

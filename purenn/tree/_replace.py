@@ -1,0 +1,73 @@
+"""Changing fields: a copy of a container, or the buffers of a module that takes its place."""
+
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from purenn.errors import ContainerError
+from purenn.tree._checks import checked
+from purenn.tree._fields import spec_of
+
+C = TypeVar("C")
+
+
+def replace(p: C, /, **changes: Any) -> C:
+    """A copy of a container with some fields changed; every other field is the same object.
+
+    Given a module made by `bridge.to_module` (in the body of a layer function that runs as a module), new buffers are
+    copied into the module's own buffers and the module itself is returned.
+
+    Args:
+        p: the container.
+        **changes: field name = new value.
+
+    Raises:
+        ContainerError: there is no such field, or it cannot hold the value.
+    """
+    spec = spec_of(p)
+    if spec is None or isinstance(p, type):
+        if isinstance(p, nn.Module):
+            return _replace_in_module(p, changes)
+        got = f"the class {p.__name__}" if isinstance(p, type) else type(p).__name__
+        raise ContainerError(f"replace takes a container, got {got}.")
+    cls = type(p)
+    if spec.by_alias is None:
+        return p.__replace__(**changes)  # pyright: ignore[reportAttributeAccessIssue]
+    for name in changes:
+        if name not in spec.kinds:
+            raise ContainerError(
+                f"{cls.__name__} has no field '{name}'; its fields are: {', '.join(a.name for a in spec.fields)}."
+            )
+    new = object.__new__(cls)
+    for name in spec.names:
+        if name in changes:
+            object.__setattr__(new, name, checked(cls, name, spec.kinds[name], changes[name]))
+        else:
+            object.__setattr__(new, name, getattr(p, name))
+    return new
+
+
+def _replace_in_module(module: Any, changes: dict[str, Any]) -> Any:
+    for name, value in changes.items():
+        if not hasattr(module, name):
+            raise ContainerError(f"{type(module).__name__} has no field '{name}' to replace.")
+        current = getattr(module, name)
+        if value is current or _same_children(current, value):
+            continue
+        if not (name in module._buffers and isinstance(value, Tensor) and isinstance(current, Tensor)):
+            raise ContainerError(
+                f"replace(module, {name}=...) can change buffers only while a function runs as a module: '{name}' of "
+                f"{type(module).__name__} is no buffer, so the new value would be lost."
+            )
+        with torch.no_grad():
+            current.copy_(value)
+    return module
+
+
+def _same_children(current: Any, value: Any) -> bool:
+    if isinstance(value, (tuple, list)) and hasattr(current, "__len__") and len(current) == len(value):
+        return all(old is new or _same_children(old, new) for old, new in zip(current, value, strict=True))
+    if isinstance(value, dict) and hasattr(current, "keys") and set(current.keys()) == set(value):
+        return all(current[k] is value[k] or _same_children(current[k], value[k]) for k in value)
+    return False

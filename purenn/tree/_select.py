@@ -1,0 +1,177 @@
+"""Surgery: selecting nodes of a tree by class, path or predicate, and reading or changing them."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+import attrs
+
+from purenn.errors import SelectionError
+from purenn.tree._walk import Entries, join, node_at, one_level, quoted, rebuild_at
+
+T = TypeVar("T")
+
+
+# Not frozen: dynamo cannot trace the constructor of a frozen class.
+@attrs.define(eq=False, repr=False)
+class Selection(Generic[T]):
+    """Some nodes of a tree: leaves, containers, tuples. Made by `select`, narrowed by its methods.
+
+    Attributes:
+        tree: the whole tree.
+        entries: where the selected nodes are, in the tree's order.
+        asked: what was asked for, in words, for error messages.
+        whole: whether this is the fresh selection, whose only node is the whole tree.
+    """
+
+    tree: T
+    entries: tuple[Entries, ...]
+    asked: str
+    whole: bool = False
+
+    def __repr__(self) -> str:
+        return f"<{len(self.entries)} nodes of {type(self.tree).__name__}: {', '.join(self.names)}>"
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The dotted paths of the selected nodes."""
+        return tuple(join(entries) for entries in self.entries)
+
+    def instances(self, kind: type | tuple[type, ...]) -> "Selection[T]":
+        """The nodes at or below the selected ones that are instances of a class (``torch.Tensor`` for all leaves)."""
+        kinds = kind if isinstance(kind, tuple) else (kind,)
+        found = [place for place, node in self._below() if isinstance(node, kinds)]
+        return self._narrow(found, f"instances of {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)}")
+
+    def paths(self, patterns: str | Sequence[str]) -> "Selection[T]":
+        """The nodes below the selected ones whose relative dotted path matches a pattern.
+
+        ``*`` stands for any text within one part (for one part, if alone), ``**`` for any number of whole parts; a
+        trailing ``**`` means all leaves below. So ``encoder.*`` selects the children of ``encoder``, ``**.weight``
+        every weight.
+
+        Raises:
+            SelectionError: two patterns select the same node.
+        """
+        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        tests = [(_compiled(pattern), _leaves_only(pattern)) for pattern in wanted]
+        by: dict[Entries, int] = {}
+        for top in self.entries:
+            for place, node in _nodes(node_at(self.tree, top), top):
+                relative, leaf = join(place[len(top) :]), one_level(node) is None
+                for number, (expression, leaves_only) in enumerate(tests):
+                    if (leaves_only and not leaf) or expression.fullmatch(relative) is None:
+                        continue
+                    if by.setdefault(place, number) != number:
+                        raise SelectionError(
+                            f"{quoted(join(place))} is selected twice: by '{wanted[by[place]]}' and by "
+                            f"'{wanted[number]}'. Make the patterns disjoint."
+                        )
+        return self._narrow(list(by), f"paths {', '.join(repr(pattern) for pattern in wanted)}")
+
+    def where(self, predicate: Callable[[Any], bool]) -> "Selection[T]":
+        """The selected nodes for which a predicate holds; on a fresh selection the candidates are all leaves."""
+        if self.whole:
+            found = [place for place, node in self._below() if one_level(node) is None and predicate(node)]
+        else:
+            found = [place for place in self.entries if predicate(node_at(self.tree, place))]
+        return self._narrow(found, f"where {getattr(predicate, '__name__', 'predicate')}")
+
+    def get(self) -> tuple[Any, ...]:
+        """The selected nodes.
+
+        Raises:
+            SelectionError: the selection is empty.
+        """
+        self.require("get")
+        return tuple(node_at(self.tree, place) for place in self.entries)
+
+    def set(self, value: Any) -> T:
+        """The tree with `value` in the place of every selected node.
+
+        Raises:
+            SelectionError: the selection is empty, or one selected node lies within another.
+        """
+        return self.apply(lambda _: value, _verb="set")
+
+    def apply(self, f: Callable[[Any], Any], *, _verb: str = "apply") -> T:
+        """The tree with ``f(node)`` in the place of every selected node.
+
+        Raises:
+            SelectionError: the selection is empty, or one selected node lies within another.
+        """
+        self.require(_verb)
+        chosen = set(self.entries)
+        for place in self.entries:
+            for n in range(len(place)):
+                if place[:n] in chosen:
+                    outer = f"'{join(place[:n])}'" if n else "the whole tree"
+                    raise SelectionError(
+                        f"{_verb}: the selection ({self.asked}) hits '{join(place)}' twice, once within {outer}: "
+                        f"select the outer or the inner nodes only."
+                    )
+        return rebuild_at(self.tree, {place: f(node_at(self.tree, place)) for place in self.entries})
+
+    def require(self, verb: str) -> "Selection[T]":
+        """The selection itself, unless it is empty.
+
+        Raises:
+            SelectionError: the selection is empty.
+        """
+        if not self.entries:
+            there = [join(place) for place, _ in _nodes(self.tree, ()) if place]
+            shown = ", ".join(there[:8]) + (" and others" if len(there) > 8 else "")
+            raise SelectionError(
+                f"{verb}: the selection ({self.asked}) is empty in this {type(self.tree).__name__}; its nodes are: "
+                f"{shown or 'none below the top'}."
+            )
+        return self
+
+    def _below(self) -> list[tuple[Entries, Any]]:
+        return [pair for top in self.entries for pair in _nodes(node_at(self.tree, top), top)]
+
+    def _narrow(self, found: list[Entries], asked: str) -> "Selection[T]":
+        unique = tuple(dict.fromkeys(found))
+        return Selection(self.tree, unique, asked if self.whole else f"{self.asked}, then {asked}")
+
+
+def select(tree: T) -> Selection[T]:
+    """Start a selection of nodes of a tree.
+
+    Example:
+        >>> import torch, purenn as pn
+        >>> from purenn.layers import Linear, Sequential
+        >>> k1, k2 = pn.random.split(pn.random.key(0))
+        >>> p = Sequential.of(Linear.init(k1, 4, 3), Linear.init(k2, 3, 2))
+        >>> pn.tree.select(p).paths("**.bias").names
+        ('layers.0.bias', 'layers.1.bias')
+        >>> p = pn.tree.select(p).instances(Linear).paths("bias").apply(torch.zeros_like)
+    """
+    return Selection(tree, ((),), "the whole tree", True)
+
+
+def _nodes(node: Any, entries: Entries) -> list[tuple[Entries, Any]]:
+    level = one_level(node)
+    found = [(entries, node)]
+    if level is not None:
+        for entry, child in zip(level.entries, level.children, strict=True):
+            if child is not None:
+                found += _nodes(child, (*entries, entry))
+    return found
+
+
+def _compiled(pattern: str) -> re.Pattern[str]:
+    parts = pattern.split(".")
+    written = ""
+    for number, part in enumerate(parts):
+        last = number == len(parts) - 1
+        if part == "**":
+            written += ".*" if last else "(?:.*\\.)?"
+        else:
+            text = "[^.]+" if part == "*" else re.escape(part).replace(r"\*", "[^.]*")
+            written += text + ("" if last else "\\.")
+    return re.compile(written, re.DOTALL)
+
+
+def _leaves_only(pattern: str) -> bool:
+    return pattern == "**" or pattern.endswith(".**")
