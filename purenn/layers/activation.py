@@ -11,8 +11,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from purenn import random
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError, ShapeError
-from purenn.random._modes import is_plain
 from purenn.tree import Layer, applies, container, static
 
 

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from purenn._modes import is_plain
 from purenn.errors import ShapeError
-from purenn.random._modes import is_plain
 from purenn.tree import Layer, applies, container, static
 
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from purenn import initializers
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError
-from purenn.random._modes import is_plain
 from purenn.tree import Layer, applies, container, static
 
 

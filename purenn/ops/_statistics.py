@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+
+from purenn._modes import is_plain
 
 Running = tuple[Float[Tensor, " channels"] | None, Float[Tensor, " channels"] | None]
 
@@ -63,14 +64,14 @@ def batch_norm(
     """
     running = running_mean, running_var = _detached(running_mean), _detached(running_var)
     if not train and running_mean is not None and running_var is not None:
-        if _is_plain():
+        if is_plain():
             return F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps), running
         scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
         shift = -running_mean * scale if bias is None else bias - running_mean * scale
         return _affine(x, scale, shift), running
     if x.numel() == 0:
         return _affine(x, weight, bias), running
-    if _is_plain():
+    if is_plain():
         updated = _copies(running) if train else (None, None)
         return F.batch_norm(x, *updated, weight, bias, True, float(momentum), eps), updated
     y, mean, var = standardise(x, eps=eps)
@@ -101,7 +102,7 @@ def instance_norm(
     running = running_mean, running_var = _detached(running_mean), _detached(running_var)
     if x.numel() == 0 or (not train and running_mean is not None):
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
-    if _is_plain():
+    if is_plain():
         updated = _copies(running) if train else (None, None)
         return F.instance_norm(x, *updated, weight, bias, True, momentum, eps), updated
     batch, channels, *space = x.shape
@@ -133,7 +134,7 @@ def group_norm(
     Source:
         Wu, He: Group Normalization, 2018.
     """
-    if _is_plain():
+    if is_plain():
         return F.group_norm(x, num_groups, weight, bias, eps)
     if x.numel() == 0:
         return _affine(x, weight, bias)
@@ -161,7 +162,7 @@ def layer_norm(
     Source:
         Ba, Kiros, Hinton: Layer Normalization, 2016.
     """
-    if _is_plain():
+    if is_plain():
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
     y = F.layer_norm(x, normalized_shape, None, None, eps)
     y = y if weight is None else y * weight
@@ -187,22 +188,13 @@ def rms_norm(
         Zhang, Sennrich: Root Mean Square Layer Normalization, 2019.
     """
     # torch's kernel warns about a weight of another dtype, and then computes the same in plain operations.
-    if _is_plain() and (weight is None or weight.dtype == x.dtype):
+    if is_plain() and (weight is None or weight.dtype == x.dtype):
         return F.rms_norm(x, normalized_shape, weight, eps)
     wide = _at_least_float32(x)
     last = tuple(range(-len(normalized_shape), 0))
     floor = torch.finfo(wide.dtype).eps if eps is None else eps
     y = wide * (wide.square().mean(last, keepdim=True) + floor).rsqrt()
     return (y if weight is None else y * weight).to(x.dtype)
-
-
-def _is_plain() -> bool:
-    # Whether operations run now, on numbers: no transformation around them, and nobody recording them.
-    return (
-        not torch.compiler.is_compiling()
-        and torch._C._functorch.peek_interpreter_stack() is None  # pyright: ignore[reportAttributeAccessIssue]
-        and _get_current_dispatch_mode() is None
-    )
 
 
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:

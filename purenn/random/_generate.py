@@ -13,8 +13,8 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError
-from purenn.random._modes import is_plain
 from purenn.random._philox import FEW_BLOCKS, WORD_MASK, block_numbers, philox, philox_passes
 
 # Takes the even words (0 and 2) and the odd words (1 and 3) of m blocks, two int64 tensors [2, m] that it may

@@ -8,10 +8,10 @@ at random two are equal with probability about n^2 / 2^65.
 import torch
 from torch import Tensor
 
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError
 from purenn.random._arguments import check_key, two_words
 from purenn.random._generate import Domain
-from purenn.random._modes import is_plain
 from purenn.random._philox import FEW_BLOCKS, WORD_MASK, Word, block_numbers, philox
 from purenn.random._strict import record_fold, record_use
 

@@ -17,7 +17,7 @@ from typing import TypeAlias, overload
 import torch
 from torch import Tensor
 
-from purenn.random._modes import is_traced
+from purenn._modes import is_traced
 
 # One word of a counter or key: a python int, or a tensor that broadcasts against the others.
 Word: TypeAlias = int | Tensor

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
 
+from purenn._modes import is_traced
 from purenn.errors import KeyReuseError
-from purenn.random._modes import is_traced
 
 # A use is blamed on the innermost frame outside these packages.
 _OWN_PACKAGES = ("purenn", "bridge", "torch")

@@ -57,4 +57,4 @@ class Frame:
         leaves = list(self.constants)
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
-        return cast(tuple, optree.tree_unflatten(self.spec, leaves))  # type: ignore[return-value]
+        return cast(tuple, optree.tree_unflatten(self.spec, leaves))

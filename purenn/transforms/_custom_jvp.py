@@ -78,7 +78,7 @@ class _Forward(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rule: custom_jvp, frame: Frame, *tensors: Tensor) -> tuple:  # type: ignore[override]
+    def forward(rule: custom_jvp, frame: Frame, *tensors: Tensor) -> tuple:
         return rule.value(frame, tensors)
 
     @staticmethod
@@ -88,13 +88,13 @@ class _Forward(torch.autograd.Function):
         ctx.save_for_forward(*tensors)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple:  # type: ignore[override]
+    def jvp(ctx: Any, *tangents: Any) -> tuple:
         tensors = ctx.saved_tensors
         filled = [torch.zeros_like(x) if t is None else t for x, t in zip(tensors, tangents[2:], strict=True)]
         return ctx.rule.moved(ctx.frame, tensors, filled)
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: Any) -> tuple:
         tensors = ctx.saved_tensors
         places = [n for n, tensor in enumerate(tensors) if tensor.is_floating_point() or tensor.is_complex()]
         zeros = [torch.zeros_like(tensor) for tensor in tensors]

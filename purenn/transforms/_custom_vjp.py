@@ -133,7 +133,7 @@ class _Reverse(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(rule: custom_vjp, frame: Frame, *tensors: Tensor) -> tuple:  # type: ignore[override]
+    def forward(rule: custom_vjp, frame: Frame, *tensors: Tensor) -> tuple:
         outputs, kept = rule.forward_parts(frame, tensors)
         return (len(outputs), *outputs, *kept)
 
@@ -147,7 +147,7 @@ class _Reverse(torch.autograd.Function):
         ctx.shapes = [(result.shape, result.dtype, result.device) for result in results[: ctx.count]]
 
     @staticmethod
-    def backward(ctx: Any, *cotangents: Any) -> tuple:  # type: ignore[override]
+    def backward(ctx: Any, *cotangents: Any) -> tuple:
         tensors, kept = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
         _, *results = cotangents  # the first output is the number of the others
         of_outputs, of_kept = results[: ctx.count], results[ctx.count :]

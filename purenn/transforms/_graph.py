@@ -116,7 +116,7 @@ def donate(graph: fx.GraphModule, donated: Sequence[int]) -> list[tuple[int, int
     """
     placeholders = _placeholders(graph)
     output = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
-    results = list(output.args[0])  # type: ignore[arg-type]
+    results = list(output.args[0])
     free = [position for position in donated if placeholders[position] not in results]
     pairs = []
     for number, result in enumerate(results):

@@ -8,10 +8,9 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import attrs
 import optree
-import torch
 from torch import Tensor, fx
-from torch._C._functorch import peek_interpreter_stack
 
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError, TraceError
 from purenn.transforms._graph import donate, lift_constants, refuse_mutations, trace
 from purenn.transforms._jit_key import (
@@ -110,7 +109,7 @@ class Jitted(Generic[P, R]):
         self._lock = threading.RLock()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if _inside():
+        if not is_plain():
             return self._fn(*args, **kwargs)
         call = self._split(args, kwargs)
         key, tensors = make_key(call)
@@ -296,14 +295,6 @@ def assert_max_traces(n: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return fn
 
     return limit
-
-
-def _inside() -> bool:
-    return (
-        peek_interpreter_stack() is not None
-        or torch._C._len_torch_dispatch_stack() > 0
-        or torch.compiler.is_compiling()
-    )
 
 
 def _compiler(backend: str | Callable[..., Any], mode: str | None) -> Callable[..., Any]:

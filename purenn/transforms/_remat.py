@@ -2,12 +2,12 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
-from torch._C._functorch import peek_interpreter_stack
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError
 
 P = ParamSpec("P")
@@ -32,8 +32,9 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
 
     They are computed again when the gradient needs them, with the same keys and so the same draws. It saves memory
     under `pn.grad` at the outermost level and under plain autograd, forward functions that close over parameters
-    included. Inside a transformation of torch.func (vmap, jvp, a gradient of a gradient) the function runs as it is:
-    right, but without the saving, since torch.func keeps every intermediate value itself.
+    included. Inside a transformation of torch.func (vmap, jvp, a gradient of a gradient) and inside `pn.jit` the
+    function runs as it is: right, but without the saving, since torch.func keeps every intermediate value itself and a
+    compiler decides for itself what to keep.
 
     Args:
         fn: a pure function; usually one layer or a few of a deep stack.
@@ -57,9 +58,9 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
 
     @functools.wraps(fn)
     def recomputed(*args: P.args, **kwargs: P.kwargs) -> R:
-        if peek_interpreter_stack() is not None or not torch.is_grad_enabled():
+        if not is_plain() or not torch.is_grad_enabled():
             return fn(*args, **kwargs)
-        return checkpoint(fn, *args, use_reentrant=False, **options, **kwargs)  # type: ignore[return-value]
+        return cast(R, checkpoint(fn, *args, use_reentrant=False, **options, **kwargs))
 
     return recomputed
 

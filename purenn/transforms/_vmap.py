@@ -94,7 +94,9 @@ def vmap(
 
         with translated("vmap"):
             stacked = torch.func.vmap(flat, tuple(dims), 0, randomness, chunk_size=chunk_size)(*everything)
-        moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(stacked, outcome["dims"], strict=True)]
+        # A result that does not depend on the examples comes as one tensor seen many times: make it many.
+        own = [leaf.contiguous() if len(leaf) > 1 and leaf.stride(0) == 0 else leaf for leaf in stacked]
+        moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(own, outcome["dims"], strict=True)]
         return cast(R, optree.tree_unflatten(outcome["spec"], moved))
 
     return batched

@@ -219,7 +219,9 @@ def test_repr_names_the_containers(device: torch.device) -> None:
     text = repr(bridge.to_module(make(device)))
     assert text.startswith("Net(\n  (blocks): ModuleList(")
     assert "(fc): Linear(in_features=5, out_features=4, bias=True)" in text
-    assert repr(bridge.to_module(Pair(Linear.init(pn.random.key(0, device), 2, 3), Linear(torch.ones(1, 3), None)))) == (
+    assert repr(
+        bridge.to_module(Pair(Linear.init(pn.random.key(0, device), 2, 3), Linear(torch.ones(1, 3), None)))
+    ) == (
         "Pair(\n"
         "  (first): Linear(in_features=2, out_features=3, bias=True)\n"
         "  (second): Linear(in_features=3, out_features=1, bias=False)\n"

@@ -257,13 +257,13 @@ def test_errors(device: torch.device) -> None:
     with pytest.raises(ShapeError) as error:
         dynamic_routing(W, u)
     assert str(error.value) == (
-        "dynamic_routing: expected W [out_caps, in_caps, out_dim, in_dim] and u [in_caps, in_dim] of one example, got W "
-        "(3, 7, 5, 4) and u (4, 7, 4). Batch it with pn.vmap(dynamic_routing, (None, 0))(W, u)."
+        "dynamic_routing: expected W [out_caps, in_caps, out_dim, in_dim] and u [in_caps, in_dim] of one example, "
+        "got W (3, 7, 5, 4) and u (4, 7, 4). Batch it with pn.vmap(dynamic_routing, (None, 0))(W, u)."
     )
     with pytest.raises(ShapeError) as error:
         dynamic_routing(W, u[0].T)
     assert str(error.value) == (
-        "dynamic_routing: expected W [out_caps, in_caps, out_dim, in_dim] and u [in_caps, in_dim] of one example, got W "
-        "(3, 7, 5, 4) and u (4, 7)."
+        "dynamic_routing: expected W [out_caps, in_caps, out_dim, in_dim] and u [in_caps, in_dim] of one example, "
+        "got W (3, 7, 5, 4) and u (4, 7)."
     )
     assert math.isfinite(float(dynamic_routing(W, torch.zeros_like(u[0])).sum()))

@@ -106,13 +106,12 @@ def test_errors(device: torch.device) -> None:
     with pytest.raises(ArgumentError) as error:
         CapsNet.init(pn.random.key(0), image_shape=(1, 8, 8))
     assert str(error.value) == (
-        "CapsNet: an image of 8x8 is too small for kernels of 9 and 9: they need at least 17 pixels. Use smaller kernels."
+        "CapsNet: an image of 8x8 is too small for kernels of 9 and 9: they need at least 17 pixels. Use smaller "
+        "kernels."
     )
     with pytest.raises(ShapeError) as error:
         capsnet(small(device), torch.rand(2, 1, 9, 9, device=device))
-    assert str(error.value) == (
-        "capsnet: this network was made for images of shape (1, 8, 8), got (1, 9, 9)."
-    )
+    assert str(error.value) == ("capsnet: this network was made for images of shape (1, 8, 8), got (1, 9, 9).")
     p = small(device, decoder=None)
     with pytest.raises(ArgumentError) as error:
         decode(p, torch.rand(1, 3, 5, device=device))

@@ -26,9 +26,11 @@ DRAWS = {
     "randint-large": lambda key, n: pn.random.randint(key, n, low=-(2**62), high=2**61 + 12345),
     "randint-all": lambda key, n: pn.random.randint(key, n, low=-(2**63), high=2**63),
     "permutation": pn.random.permutation,
-    "categorical": lambda key, n: pn.random.categorical(key, torch.arange(5.0, device=key.device), shape=n),
+    "categorical": lambda key, n: pn.random.categorical(
+        key, torch.arange(5, dtype=torch.float32, device=key.device), shape=n
+    ),
     "categorical-float64": lambda key, n: pn.random.categorical(
-        key, torch.arange(5.0, device=key.device).double(), shape=n
+        key, torch.arange(5, dtype=torch.float32, device=key.device).double(), shape=n
     ),
 }
 for _dtype in FLOATS:
@@ -147,6 +149,19 @@ def test_numbers_of_a_seed_stay(device):
         "fold_in": pn.random.fold_in(key, 3),
     }
     assert {name: tensor.tolist() for name, tensor in golden.items()} == GOLDEN
+
+
+def test_defaults_of_torch_do_not_matter(draw, device):
+    """A draw follows its key and its arguments, not torch's default device and dtype."""
+    key = pn.random.key(3, device)
+    for n in (7, 301):
+        want = draw(key, n)
+        try:
+            torch.set_default_dtype(torch.float64)
+            with torch.device("meta"):
+                assert torch.equal(draw(key, n), want)
+        finally:
+            torch.set_default_dtype(torch.float32)
 
 
 @given(shape=st.lists(st.integers(0, 4), max_size=3))

@@ -49,8 +49,11 @@ def test_out_dims_chunks_and_keywords(device: torch.device) -> None:
 
 
 def test_results_that_do_not_depend_on_the_batch_are_repeated(device: torch.device) -> None:
-    """A constant result gets the new axis too."""
-    assert pn.vmap(lambda x: torch.zeros(2, device=device))(inputs(device)).shape == (5, 2)
+    """A constant result gets the new axis too, and each example has its own copy."""
+    zeros = pn.vmap(lambda x: torch.zeros(2, device=device))(inputs(device))
+    assert zeros.shape == (5, 2)
+    zeros[0] += 1
+    assert zeros.sum() == 2
 
 
 def test_keys_need_no_randomness_option(device: torch.device) -> None:

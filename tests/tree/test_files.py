@@ -166,7 +166,7 @@ def test_the_file_has_the_usual_permissions(file: Path) -> None:
 # ---------------------------------------------------------------------------------------------------- failures
 
 
-@pytest.mark.parametrize("when", ["save_file", "fsync"])
+@pytest.mark.parametrize("when", ["os.fsync", "os.replace", "pathlib.Path.chmod"])
 def test_a_failing_write_leaves_everything_as_it_was(when: str, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """If writing fails in the middle, the old file is whole and nothing else lies beside it."""
     pn.save(file, torch.ones(2))
@@ -175,10 +175,7 @@ def test_a_failing_write_leaves_everything_as_it_was(when: str, file: Path, monk
     def fail(*args: Any, **kwargs: Any) -> None:
         raise OSError("disk full")
 
-    if when == "save_file":
-        monkeypatch.setattr("purenn.tree._files.save_file", fail)
-    else:
-        monkeypatch.setattr("os.fsync", fail)
+    monkeypatch.setattr(when, fail)
     with pytest.raises(OSError, match="disk full"):
         pn.save(file, torch.zeros(3))
     assert file.read_bytes() == before

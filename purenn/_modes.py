@@ -11,6 +11,12 @@ def is_traced() -> bool:
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
 
 
-def is_plain(tensor: Tensor) -> bool:
-    """Whether operations on a tensor run at once on its own data: not traced, and no vmap or grad level around."""
-    return not is_traced() and type(tensor) is Tensor and peek_interpreter_stack() is None
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether operations run at once on their own data: nothing traces, no vmap or grad level is around.
+
+    Args:
+        *tensors: what is operated on; a tensor of a subclass is never plain.
+    """
+    if is_traced() or peek_interpreter_stack() is not None:
+        return False
+    return all(type(tensor) is Tensor for tensor in tensors)
