@@ -1,5 +1,6 @@
 """Gradients with respect to whole models."""
 
+import contextlib
 import functools
 from collections.abc import Callable
 from typing import Any, Concatenate, Literal, ParamSpec, TypeVar, overload
@@ -8,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from purenn.random import strict
 from purenn.transforms._lean import Closures, lean_value_and_grad, outermost, wants_outer_graph
 from purenn.transforms._leaves import Problem, problem, scalar_output, split_aux, versions
 from purenn.transforms._translate import refuse_writes, translated
@@ -105,10 +107,13 @@ def _differentiate(
         ]
         before = versions([value for _, value in others])
         with translated(name):
-            done = None
-            if outermost() and not wants_outer_graph(call):
-                done = lean_value_and_grad(name, call, has_aux, closures)
-            value, aux, gradients = _by_functorch(name, call, has_aux) if done is None else done
+            lean = outermost() and not wants_outer_graph(call)
+            done = lean_value_and_grad(name, call, has_aux, closures) if lean else False
+            if isinstance(done, bool):
+                # A function that has been run in vain uses its keys again, which is no fault of its own.
+                with strict(enabled=False) if done else contextlib.nullcontext():
+                    done = _by_functorch(name, call, has_aux)
+            value, aux, gradients = done
         refuse_writes(name, [path for path, _ in others], before, versions([value for _, value in others]))
         return value, aux, call.derivative(gradients)
 

@@ -113,13 +113,16 @@ def wants_outer_graph(problem: Problem) -> bool:
 
 def lean_value_and_grad(
     name: str, problem: Problem, has_aux: bool, closures: Closures
-) -> tuple[Tensor, Any, list[Tensor]] | None:
-    """Value, auxiliary output and gradients by plain autograd; None if the function closes over a foreign graph."""
+) -> tuple[Tensor, Any, list[Tensor]] | bool:
+    """Value, auxiliary output and gradients by plain autograd.
+
+    If the function closes over a foreign graph, whether it was run to find that out.
+    """
     search = torch.is_grad_enabled()
     signature = closures.signature(problem) if search else None
     known = closures.known(signature) if search else True
     if known is False:
-        return None
+        return False
     values = problem.values
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
@@ -130,7 +133,7 @@ def lean_value_and_grad(
             free = not _reaches_others([value, *tensors_in(aux)], leaves)
             closures.learn(signature, free)
             if not free:
-                return None
+                return True
         if not value.requires_grad:
             return value, detached(aux), [torch.zeros_like(leaf) for leaf in values]
         gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)

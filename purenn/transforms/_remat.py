@@ -1,7 +1,8 @@
 """Rematerialisation: trading time for memory by computing a part of a function again in its backward pass."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
@@ -9,6 +10,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError
+from purenn.random import strict
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -52,17 +54,33 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
     """
     if policy not in (None, "products"):
         raise ArgumentError(f"remat: policy must be 'products' or None, got {policy!r}.")
-    options: dict[str, Any] = {}
-    if policy == "products":
-        options["context_fn"] = functools.partial(create_selective_checkpoint_contexts, _keep_products)
+    contexts = _keeping_products if policy == "products" else _keeping_nothing
 
     @functools.wraps(fn)
     def recomputed(*args: P.args, **kwargs: P.kwargs) -> R:
         if not is_plain() or not torch.is_grad_enabled():
             return fn(*args, **kwargs)
-        return cast(R, checkpoint(fn, *args, use_reentrant=False, **options, **kwargs))
+        return cast(R, checkpoint(fn, *args, use_reentrant=False, context_fn=contexts, **kwargs))
 
     return recomputed
+
+
+# The contexts of the forward pass and of its repetition. Keys are used again there, on purpose.
+
+
+def _keeping_nothing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    return nullcontext(), strict(enabled=False)
+
+
+def _keeping_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
+    first, again = create_selective_checkpoint_contexts(_keep_products)
+    return first, _both(again, strict(enabled=False))
+
+
+@contextmanager
+def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
+    with one, other:
+        yield
 
 
 def _keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

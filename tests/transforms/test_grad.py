@@ -184,6 +184,24 @@ def test_a_closure_that_changes_is_searched_again(device: torch.device) -> None:
     assert not gradient(p).first.weight.requires_grad
 
 
+def test_a_search_is_no_second_use_of_a_key(device: torch.device) -> None:
+    """A function that is run again because of what it closes over may draw under the reuse guard."""
+    p, x = make(device), inputs(device)
+    w = torch.ones(2, dtype=DOUBLE, device=device, requires_grad=True)
+    key = pn.random.key(0, device)
+
+    def fn(p: Net) -> Tensor:
+        return (net(p, x) * w * pn.random.uniform(key, (2,), dtype=DOUBLE)).sum()
+
+    gradient = pn.grad(fn)
+    with pn.random.strict():
+        assert gradient(p).first.weight.requires_grad
+    with pn.random.strict():
+        gradient(p)
+        with pytest.raises(pn.errors.KeyReuseError):
+            gradient(p)
+
+
 class Holder:
     """A callable that keeps a tensor where no closure shows it."""
 
