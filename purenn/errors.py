@@ -22,6 +22,7 @@ __all__ = [
     "ShapeError",
     "StructureError",
     "TraceError",
+    "TransformError",
 ]
 
 
@@ -87,6 +88,10 @@ class KeyReuseError(PurennError, RuntimeError):
 
 class BridgeError(PurennError, TypeError):
     """A module or a container cannot be carried over by `bridge`."""
+
+
+class TransformError(PurennError, RuntimeError):
+    """A transformation cannot be used where it stands."""
 
 
 class TraceError(PurennError, RuntimeError):

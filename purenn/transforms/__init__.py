@@ -1,5 +1,6 @@
 """Transformations of pure functions: derivatives and batching, with whole models as arguments."""
 
+from purenn.transforms._capture import capture, intervene, perturb
 from purenn.transforms._custom_jvp import custom_jvp
 from purenn.transforms._custom_vjp import custom_vjp
 from purenn.transforms._derivatives import hessian, jacfwd, jacrev, jvp, vjp
@@ -13,14 +14,17 @@ __all__ = [
     "Jitted",
     "Lowered",
     "assert_max_traces",
+    "capture",
     "custom_jvp",
     "custom_vjp",
     "grad",
     "hessian",
+    "intervene",
     "jacfwd",
     "jacrev",
     "jit",
     "jvp",
+    "perturb",
     "remat",
     "value_and_grad",
     "vjp",

@@ -24,6 +24,7 @@ from purenn.transforms._jit_key import (
     places_of,
     what_changed,
 )
+from purenn.tree._watch import is_watched
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -109,7 +110,7 @@ class Jitted(Generic[P, R]):
         self._lock = threading.RLock()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        if not is_plain():
+        if not is_plain() or is_watched():
             return self._fn(*args, **kwargs)
         call = self._split(args, kwargs)
         key, tensors = make_key(call)

@@ -42,6 +42,11 @@ def _running() -> Iterator[None]:
         _inside.depth -= 1
 
 
+def lean_depth() -> int:
+    """How many lean gradients run around the present call."""
+    return _inside.depth
+
+
 def outermost() -> bool:
     """Whether no transformation runs around the present call."""
     return (

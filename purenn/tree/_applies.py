@@ -15,6 +15,7 @@ from torch import nn
 from purenn.errors import ContainerError
 from purenn.tree._fields import Spec, is_container, spec_of
 from purenn.tree._ties import resolved, tie_like
+from purenn.tree._watch import shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -74,10 +75,7 @@ def applies(cls: type, *, stateful: bool | None = None) -> Callable[[Callable[P,
                 return fn(p, *args, **kwargs)  # pyright: ignore[reportCallIssue]
             if isinstance(p, nn.Module):
                 return _apply_module(fn, p, args, kwargs)
-            marks = getattr(p, "_marks", None)
-            if marks is not None and marks.tied:
-                return _apply_tied(fn, p, args, kwargs)
-            return fn(p, *args, **kwargs)  # pyright: ignore[reportCallIssue]
+            return _apply_marked(fn, p, args, kwargs)
 
         parameters = inspect.signature(fn).parameters
         takes = frozenset({"key", "train"} & parameters.keys())
@@ -88,12 +86,18 @@ def applies(cls: type, *, stateful: bool | None = None) -> Callable[[Callable[P,
     return bind
 
 
-def _apply_tied(fn: Callable[..., Any], p: Any, args: tuple, kwargs: dict) -> Any:
-    out = fn(resolved(p), *args, **kwargs)
-    if is_stateful(p):
-        y, new = out
-        return y, tie_like(new, p)
-    return out
+def _apply_marked(fn: Callable[..., Any], p: Any, args: tuple, kwargs: dict) -> Any:
+    marks = getattr(p, "_marks", None)
+    if marks is None or not (marks.tied or marks.watched is not None):
+        return fn(p, *args, **kwargs)
+    out = fn(resolved(p) if marks.tied else p, *args, **kwargs)
+    y, new = out if is_stateful(p) else (out, None)
+    known = binding_of(p)
+    if marks.watched is not None and known is not None and known.raw is fn:
+        y = shown(marks.watched, y)
+    if new is None:
+        return y
+    return y, tie_like(new, p) if marks.tied else new
 
 
 def _apply_module(fn: Callable[..., Any], module: Any, args: tuple, kwargs: dict) -> Any:

@@ -57,10 +57,12 @@ class Marks(NamedTuple):
     Attributes:
         frozen: dotted paths, relative to the container, of leaves that are not trained.
         tied: whether an `Alias` below this container refers to a leaf below it.
+        watched: the path of this container if its output is watched while a function runs, otherwise None.
     """
 
     frozen: frozenset[str] = frozenset()
     tied: bool = False
+    watched: str | None = None
 
     def __repr__(self) -> str:
         return f"Marks(frozen={{{', '.join(sorted(self.frozen))}}}, tied={self.tied})"

@@ -7,7 +7,7 @@ from purenn.errors import ArgumentError, StructureError
 from purenn.tree._fields import BUFFER, PARAMETER, Marks, is_container
 from purenn.tree._holes import HOLE
 from purenn.tree._map import filled, flatten_with_holes, structures_differ
-from purenn.tree._select import Selection, select
+from purenn.tree._select import Selection, chosen, select
 from purenn.tree._ties import aliases_of
 from purenn.tree._walk import Entries, Structure, flatten, is_trainable, join, one_level, parse, quoted, unflatten
 
@@ -130,11 +130,8 @@ def unfreeze(p: T, selection: Callable[[Selection], Selection] | str | Sequence[
 
 def _set_frozen(p: Any, selection: Callable[[Selection], Selection] | str | Sequence[str] | None, frozen: bool) -> Any:
     name = "freeze" if frozen else "unfreeze"
-    chosen = select(p)
-    if selection is not None:
-        chosen = selection(chosen) if callable(selection) else chosen.paths(selection)
     _, structure = flatten(p)
-    hits = _selected(p, structure, chosen.require(name))
+    hits = _selected(p, structure, select(p) if selection is None else chosen(name, p, selection))
     hit = [leaf for leaf, is_hit in zip(structure.leaves, hits, strict=True) if is_hit]
     for leaf in hit:
         if not leaf.owner:

@@ -150,6 +150,16 @@ def select(tree: T) -> Selection[T]:
     return Selection(tree, ((),), "the whole tree", True)
 
 
+def chosen(name: str, tree: T, selection: Callable[[Selection[T]], Selection[T]] | str | Sequence[str]) -> Selection[T]:
+    """What a function `name` is asked to work on: path patterns, or a function of ``select(tree)``.
+
+    Raises:
+        SelectionError: nothing is selected.
+    """
+    start = select(tree)
+    return (selection(start) if callable(selection) else start.paths(selection)).require(name)
+
+
 def _nodes(node: Any, entries: Entries) -> list[tuple[Entries, Any]]:
     level = one_level(node)
     found = [(entries, node)]

@@ -88,6 +88,9 @@ def _require_alike(p: Any, alias: str, leaf: str, kinds: Mapping[str, str]) -> N
         raise StructureError(f"{what}: both must be tensors.")
     if (here.shape, here.dtype) != (there.shape, there.dtype):
         raise StructureError(f"{what}: shape and dtype must be equal.")
+    for entry in (*parse(p, alias), *parse(p, leaf)):
+        if isinstance(entry, str) and "." in entry:
+            raise StructureError(f"{what}: the dict key '{entry}' on the way has a dot, which ties cannot follow.")
     if kinds[alias] != kinds[leaf]:
         raise StructureError(f"{what}: one is a {kinds[alias]}, the other a {kinds[leaf]}.")
 

@@ -64,11 +64,12 @@ def path_part(entry: Any) -> str:
     """
     if isinstance(entry, int) and not isinstance(entry, bool):
         return str(entry)
-    if isinstance(entry, str) and entry and "." not in entry:
+    # Dots within a key are as in a module's state_dict; whether paths are unique is seen when they are all there.
+    if isinstance(entry, str) and all(entry.split(".")):
         return entry
     raise PathError(
-        f"the dict key {entry!r} cannot be a part of a path: use non-empty strings without dots, or integers, so that "
-        f"paths are unique and equal state_dict keys."
+        f"the dict key {entry!r} cannot be a part of a path: use integers or strings, with something on either side of "
+        f"each dot, so that paths are unique and equal state_dict keys."
     )
 
 
@@ -201,9 +202,12 @@ def parse(tree: Any, path: str) -> Entries:
     Raises:
         PathError: the path names nothing; the error lists what is there.
     """
+    found = _find(tree, path)
+    if found is not None:
+        return found
     entries: Entries = ()
     node = tree
-    for part in path.split(".") if path else ():
+    for part in path.split("."):
         level = one_level(node)
         parts = [] if level is None else [path_part(entry) for entry in level.entries]
         if level is None or part not in parts:
@@ -212,7 +216,22 @@ def parse(tree: Any, path: str) -> Entries:
             raise PathError(f"the path '{path}' names nothing: below {where} there is {there}, but no '{part}'.")
         position = parts.index(part)
         entries, node = (*entries, level.entries[position]), level.children[position]
-    return entries
+    raise PathError(f"the path '{path}' names nothing.")
+
+
+def _find(node: Any, path: str) -> Entries | None:
+    if not path:
+        return ()
+    level = one_level(node)
+    for entry, child in () if level is None else zip(level.entries, level.children, strict=True):
+        part = path_part(entry)
+        if path == part:
+            return (entry,)
+        if path.startswith(f"{part}."):
+            below = _find(child, path[len(part) + 1 :])
+            if below is not None:
+                return (entry, *below)
+    return None
 
 
 def short(value: Any) -> str:

@@ -50,15 +50,33 @@ def test_keys_and_positions() -> None:
     assert names(Box({"a": Chain((make_affine(),))})) == ["content.a.layers.0.weight", "content.a.layers.0.bias"]
 
 
-@pytest.mark.parametrize("key", ["a.b", "", ".", True, 1.5, None, (1, 2), b"a"])
+@pytest.mark.parametrize("key", ["a.", ".b", "a..b", "", ".", True, 1.5, None, (1, 2), b"a"])
 def test_keys_that_cannot_be_paths(key: Any) -> None:
     """Dict keys that would make paths ambiguous are refused."""
     with pytest.raises(PathError) as error:
         pn.tree.named_leaves({"first": {key: 1}})
     assert str(error.value) == (
-        f"the dict key {key!r} cannot be a part of a path: use non-empty strings without dots, or integers, so that "
-        f"paths are unique and equal state_dict keys."
+        f"the dict key {key!r} cannot be a part of a path: use integers or strings, with something on either side of "
+        f"each dot, so that paths are unique and equal state_dict keys."
     )
+
+
+def test_keys_with_dots() -> None:
+    """A dict with the keys of a state_dict is a tree like any other: paths, selection, gradients, files."""
+    tree = {"fc.weight": torch.ones(2), "fc.bias": torch.zeros(2), "norm": {"a.b": torch.ones(1)}}
+    assert names(tree) == ["fc.bias", "fc.weight", "norm.a.b"]
+    assert pn.tree.select(tree).paths("fc.weight").get() == (tree["fc.weight"],)
+    box = Box({"a.b": torch.ones(2), "c": torch.ones(2)})
+    with pytest.raises(pn.errors.StructureError) as error:
+        pn.tree.tie(box, {"content.c": "content.a.b"})
+    assert str(error.value) == (
+        "'content.c' (f32[2]) cannot be tied to 'content.a.b' (f32[2]): the dict key 'a.b' on the way has a dot, which "
+        "ties cannot follow."
+    )
+    assert torch.equal(pn.grad(lambda p: (3 * p["fc.weight"]).sum())(tree)["fc.weight"], torch.full((2,), 3.0))
+    with pytest.raises(PathError) as error:
+        pn.tree.named_leaves({"a": {"b": 1}, "a.b": 2})
+    assert str(error.value) == "two leaves have the path 'a.b': use dict keys that differ as text."
 
 
 def test_two_leaves_with_one_path() -> None:

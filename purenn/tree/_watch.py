@@ -1,0 +1,74 @@
+"""Watching layers while a function runs: the mechanism behind `capture`, `perturb` and `intervene`.
+
+The layers to be watched are marked in a copy of the tree. A marked layer leaves the hot path of its call, so that
+layers nobody watches pay nothing, and shows its output to the watcher that is active.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+from purenn.tree._fields import Marks, is_container
+from purenn.tree._replace import replace
+from purenn.tree._walk import Entries, join, one_level
+
+Watcher = Callable[[str, Any], Any]
+
+_watcher: ContextVar[Watcher | None] = ContextVar("purenn_watcher", default=None)
+
+
+@contextmanager
+def watching(watcher: Watcher) -> Iterator[None]:
+    """While the block runs, every marked layer's output becomes ``watcher(path, output)``."""
+    token = _watcher.set(watcher)
+    try:
+        yield
+    finally:
+        _watcher.reset(token)
+
+
+def is_watched() -> bool:
+    """Whether a watcher is active."""
+    return _watcher.get() is not None
+
+
+def shown(path: str, output: Any) -> Any:
+    """A marked layer's output as the active watcher wants it."""
+    watcher = _watcher.get()
+    return output if watcher is None else watcher(path, output)
+
+
+def watched(tree: Any, places: set[Entries]) -> Any:
+    """A copy of a tree in which the containers at some places are marked."""
+    return _marked(tree, (), places)
+
+
+def _marked(node: Any, here: Entries, places: set[Entries]) -> Any:
+    if not any(place[: len(here)] == here for place in places):
+        return node
+    level = one_level(node)
+    if level is None:
+        return node
+    pairs = zip(level.entries, level.children, strict=True)
+    new = level.rebuild([_marked(child, (*here, entry), places) for entry, child in pairs])
+    if here in places:
+        object.__setattr__(new, "_marks", (new._marks or Marks())._replace(watched=join(here)))
+    return new
+
+
+def unwatched(tree: Any) -> Any:
+    """A tree without the marks of `watched`; the same object if it has none."""
+    level = one_level(tree)
+    if level is None:
+        return tree
+    children = [unwatched(child) for child in level.children]
+    if any(new is not old for new, old in zip(children, level.children, strict=True)):
+        tree = level.rebuild(children)
+    marks = tree._marks if is_container(tree) else None
+    if marks is None or marks.watched is None:
+        return tree
+    marks = marks._replace(watched=None)
+    plain = replace(tree)
+    object.__setattr__(plain, "_marks", marks if marks != Marks() else None)
+    return plain
