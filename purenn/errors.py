@@ -15,6 +15,7 @@ __all__ = [
     "ImmutableError",
     "KeyReuseError",
     "MutationError",
+    "NumericsError",
     "PathError",
     "PlaceholderError",
     "PurennError",
@@ -84,6 +85,10 @@ class MutationError(PurennError, RuntimeError):
 
 class KeyReuseError(PurennError, RuntimeError):
     """A random key was used twice while `purenn.random.strict` was active."""
+
+
+class NumericsError(PurennError, ArithmeticError):
+    """A value is NaN or infinite."""
 
 
 class BridgeError(PurennError, TypeError):
