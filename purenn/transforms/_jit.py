@@ -301,11 +301,12 @@ def assert_max_traces(n: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
 def _compiler(backend: str | Callable[..., Any], mode: str | None) -> Callable[..., Any]:
     if callable(backend):
         return backend
-    import torch._dynamo as dynamo
+    if backend != "inductor":
+        import torch._dynamo as dynamo
 
-    if mode is None:
         return dynamo.lookup_backend(backend)
     import torch._inductor as inductor
 
-    options = inductor.list_mode_options(mode)
+    # The cache's guards have checked sizes and strides before: a second time costs a third of a call of many leaves.
+    options = {"size_asserts": False, **({} if mode is None else inductor.list_mode_options(mode))}
     return lambda graph, inputs: inductor.compile(graph, inputs, options=options)
