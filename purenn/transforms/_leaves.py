@@ -53,12 +53,11 @@ class Argument(NamedTuple):
 def take_apart(tree: Any) -> Argument:
     """The argument's leaves and which of them are differentiated."""
     leaves, structure = flatten(tree)
-    candidates = structure.candidates
-    chosen = [
-        position
-        for position in candidates
-        if isinstance(leaf := leaves[position], Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex)
-    ]
+    chosen = []
+    for position in structure.candidates:
+        leaf = leaves[position]
+        if isinstance(leaf, Tensor) and (leaf.dtype.is_floating_point or leaf.dtype.is_complex):
+            chosen.append(position)
     return Argument(structure, leaves, chosen)
 
 
@@ -116,10 +115,10 @@ def problem(name: str, fn: Callable[..., Any], args: tuple, kwargs: dict, argnum
                 f"{name}: argnums names the positional argument {position}, but the function was called "
                 f"with {len(args)}."
             )
-    positions = tuple(position % len(args) for position in positions)
+    positions = tuple([position % len(args) for position in positions])
     if len(set(positions)) != len(positions) or not positions:
         raise ArgumentError(f"{name}: argnums must name each argument once, got {argnums}.")
-    arguments = tuple(take_apart(args[position]) for position in positions)
+    arguments = tuple([take_apart(args[position]) for position in positions])
     if not any(argument.chosen for argument in arguments):
         raise GradientError(_nothing_to_differentiate(name, positions, arguments))
     return Problem(fn, args, kwargs, positions, arguments, single)

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
@@ -57,10 +57,10 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
     contexts = _keeping_products if policy == "products" else _keeping_nothing
 
     @functools.wraps(fn)
-    def recomputed(*args: P.args, **kwargs: P.kwargs) -> R:
+    def recomputed(*args: Any, **kwargs: Any) -> Any:
         if not is_plain() or not torch.is_grad_enabled():
             return fn(*args, **kwargs)
-        return cast(R, checkpoint(fn, *args, use_reentrant=False, context_fn=contexts, **kwargs))
+        return checkpoint(fn, *args, use_reentrant=False, context_fn=contexts, **kwargs)
 
     return recomputed
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any, ParamSpec, TypeVar
 
 import optree
 import torch
@@ -55,7 +55,7 @@ def vmap(
         raise ArgumentError(f"vmap: randomness must be 'error', 'same' or 'different', got {randomness!r}.")
 
     @functools.wraps(fn)
-    def batched(*args: P.args, **kwargs: P.kwargs) -> R:
+    def batched(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return torch.func.vmap(fn, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
         axes = _axes(in_dims, args)
@@ -97,7 +97,7 @@ def vmap(
         # A result that does not depend on the examples comes as one tensor seen many times: make it many.
         own = [leaf.contiguous() if len(leaf) > 1 and leaf.stride(0) == 0 else leaf for leaf in stacked]
         moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(own, outcome["dims"], strict=True)]
-        return cast(R, optree.tree_unflatten(outcome["spec"], moved))
+        return optree.tree_unflatten(outcome["spec"], moved)
 
     return batched
 

@@ -1,0 +1,41 @@
+"""torch.compile traces the transformations themselves, without a graph break."""
+
+import pytest
+import torch
+from _transform_models import DOUBLE, Net, inputs, loss, make, net
+from torch import Tensor
+
+import purenn as pn
+
+
+def with_aux(p: Net, x: Tensor) -> tuple[Tensor, dict]:
+    y = net(p, x)
+    return y.square().sum(), {"y": y, "word": "text"}
+
+
+def after_one_step(p: Net, x: Tensor) -> Tensor:
+    return loss(pn.tree.map(lambda w, g: w - 0.1 * g, p, pn.grad(loss)(p, x)), x)
+
+
+CASES = {
+    "grad": pn.grad(loss),
+    "value_and_grad with auxiliary output": pn.value_and_grad(with_aux, has_aux=True),
+    "vmap": pn.vmap(net, (None, 0)),
+    "per-sample gradients": pn.vmap(pn.grad(loss), (None, 0)),
+    "second order": pn.grad(lambda p, x: pn.grad(loss)(p, x).second.weight.square().sum()),
+    "meta-gradient": pn.grad(lambda p, x: pn.vmap(after_one_step, (None, 0))(p, x).sum()),
+    "jvp": lambda p, x: pn.jvp(lambda p: net(p, x), (p,), (pn.tree.partition(p)[0],))[1],
+    "vjp": lambda p, x: pn.vjp(lambda p: net(p, x), p)[1](torch.ones(5, 2, dtype=DOUBLE, device=x.device)),
+    "jacrev": pn.jacrev(net),
+    "jacfwd": pn.jacfwd(net),
+    "hessian": pn.hessian(loss),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_traces_whole(name: str, device: torch.device) -> None:
+    """Compiled with fullgraph=True it equals the uncompiled function."""
+    p, x, fn = make(device), inputs(device), CASES[name]
+    torch.compiler.reset()
+    compiled = torch.compile(fn, fullgraph=True, backend="aot_eager")
+    assert pn.tree.allclose(compiled(p, x), fn(p, x), rtol=0, atol=1e-10)
