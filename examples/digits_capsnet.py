@@ -34,7 +34,7 @@ from purenn.losses import margin_loss, reconstruction_loss
 from purenn.models import CapsNet, capsnet, decode
 
 BATCH, LEARNING_RATE, RECONSTRUCTION = 64, 3e-3, 0.01
-SHOWN, VARIED = 12, (2, 4, 7)
+SHOWN, VARIED, MOVED = 12, (2, 4, 7), 0.5
 
 
 @pn.container
@@ -164,11 +164,10 @@ def carriers_apart(module: torch.nn.Module, params: CapsNet, images: Tensor) -> 
 
 def variations(params: CapsNet, images: Tensor, digit: int, rows: int = 5, columns: int = 9) -> Tensor:
     """One picture: what the decoder makes of a digit's mean capsule while its components move, the strongest first."""
-    poses = capsnet(params, images).poses
-    mean, spread = poses.mean(0), poses[:, digit].std(0)
-    steps = torch.linspace(-2, 2, columns, device=images.device)
+    mean = capsnet(params, images).poses.mean(0)
+    steps = torch.linspace(-MOVED, MOVED, columns, device=images.device)
     # [component, step, class, dim]: one component moved at a time
-    moved = steps[None, :, None, None] * torch.diag(spread)[:, None, None, :]
+    moved = steps[None, :, None, None] * torch.eye(mean.shape[-1], device=images.device)[:, None, None, :]
     label = torch.full(moved.shape[:2], digit, device=images.device)
     pictures = decode(params, mean + moved, label=label)[:, :, 0]
     strongest = (pictures[:, -1] - pictures[:, 0]).square().sum((-1, -2)).topk(rows).indices
@@ -178,8 +177,8 @@ def variations(params: CapsNet, images: Tensor, digit: int, rows: int = 5, colum
 
 def draw(params: CapsNet, data: dict[str, Tensor], norms: Tensor, history: list[dict[str, float]], path: Path) -> None:
     """The picture: accuracy by epoch, the hardest digits, and what the components of a capsule mean."""
-    figure = plt.figure(figsize=(11, 7.5), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 1.1))
+    figure = plt.figure(figsize=(11, 6.4), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 0.95))
     left, right = top.subfigures(1, 2)
 
     axes = left.subplots()
@@ -204,13 +203,11 @@ def draw(params: CapsNet, data: dict[str, Tensor], norms: Tensor, history: list[
         )
         axes.axis("off")
 
-    bottom.suptitle(
-        "Reconstructions while one component of the class capsule is varied, from -2 to +2 standard deviations"
-    )
+    bottom.suptitle(f"Reconstructions while one component of the class capsule is moved by -{MOVED} to +{MOVED}")
     for panel, digit in zip(bottom.subfigures(1, 3), VARIED, strict=True):
         axes = panel.subplots()
         axes.imshow(variations(params, data["test"][data["test_target"] == digit], digit).cpu(), cmap="gray_r", vmin=0)
-        axes.set_title(f"digit {digit}: a row for each component", fontsize=10)
+        axes.set_title(f"digit {digit}: its five strongest components", fontsize=10)
         axes.axis("off")
     figure.savefig(path, dpi=110)
     plt.close(figure)
