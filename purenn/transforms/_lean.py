@@ -8,18 +8,20 @@ for less. Four things would make it wrong, and each of them sends the call to `t
 - a lean gradient runs around it (`_inside`, a marker);
 - an argument requires grad, so somebody outside wants a graph;
 - the function closes over a tensor that requires grad. The graph is searched for one the first time that a function
-  meets a structure, and again whenever what it closes over has changed.
+  meets a structure, again whenever something that it reaches has changed, and every time if it reaches objects that
+  may hide tensors.
 """
 
 import contextlib
 import functools
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+import optree
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
@@ -65,13 +67,10 @@ class Closures:
 
     def signature(self, problem: Problem) -> Any:
         """What must be unchanged for the answer of an earlier search to hold; None if that cannot be told."""
-        captured = captured_by(problem.fn)
-        if captured is None:
+        found: list[Any] = []
+        if not _note(problem.fn, found, set()):
             return None
-        return (
-            tuple(argument.structure.spec for argument in problem.arguments),
-            tuple((id(item), item.requires_grad if isinstance(item, Tensor) else None) for item in captured),
-        )
+        return tuple([argument.structure.spec for argument in problem.arguments]), tuple(found)
 
     def known(self, signature: Any) -> bool | None:
         """Whether the function is free of foreign tensors that require grad; None if not yet searched."""
@@ -85,16 +84,51 @@ class Closures:
             self._known[signature] = free
 
 
-def captured_by(fn: Callable[..., Any]) -> list[Any] | None:
-    """The values of a plain function's free variables and of the globals it names; None for other callables."""
-    if not isinstance(fn, types.FunctionType):
-        return None
+_LIBRARIES = frozenset({"purenn", "bridge", "torch", "optree", "attrs", "functools"})
+_WITHOUT_TENSORS = (
+    *(type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType),
+    *(torch.dtype, torch.device, torch.Size, Closures),
+)
+
+
+def _note(item: Any, found: list[Any], seen: set[int]) -> bool:
+    """Note which of the tensors that are reached from a captured value require grad.
+
+    Returns:
+        Whether all of them are known. An object of a class that is not can hold tensors where nobody sees them.
+    """
+    if isinstance(item, Tensor):
+        found.append((id(item), item.requires_grad))
+        return True
+    if isinstance(item, _WITHOUT_TENSORS) or id(item) in seen:
+        return True
+    seen.add(id(item))
+    if isinstance(item, types.FunctionType):
+        inner = _captured_by(item)
+    elif isinstance(item, types.MethodType):
+        inner = [item.__self__, item.__func__]
+    elif isinstance(item, functools.partial):
+        inner = [item.func, *item.args, *item.keywords.values()]
+    elif isinstance(item, nn.Module):
+        inner = [*item.parameters(), *item.buffers()]
+    elif not optree.tree_is_leaf(item):
+        inner = optree.tree_leaves(item)
+    elif hasattr(item, "__wrapped__"):
+        inner = [item.__wrapped__]
+    else:
+        return False
+    return all(_note(part, found, seen) for part in inner)
+
+
+def _captured_by(fn: types.FunctionType) -> list[Any]:
     captured = []
     for cell in fn.__closure__ or ():
         with contextlib.suppress(ValueError):  # a variable that is not yet assigned
             captured.append(cell.cell_contents)
     space = fn.__globals__
-    captured += [space[name] for name in _global_names(fn.__code__) if name in space]
+    # What the libraries name in their own modules are their own tools.
+    if space.get("__name__", "").partition(".")[0] not in _LIBRARIES:
+        captured += [space[name] for name in _global_names(fn.__code__) if name in space]
     return captured
 
 

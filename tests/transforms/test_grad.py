@@ -1,5 +1,6 @@
 """`pn.grad` and `pn.value_and_grad`: what is differentiated, and the lean form's four traps."""
 
+import functools
 import threading
 
 import pytest
@@ -200,6 +201,35 @@ def test_a_search_is_no_second_use_of_a_key(device: torch.device) -> None:
         gradient(p)
         with pytest.raises(pn.errors.KeyReuseError):
             gradient(p)
+
+
+def test_what_is_reached_through_functions_modules_and_trees_is_searched_again(device: torch.device) -> None:
+    """A change is seen through helper functions, partials, modules, trees, and objects of unknown classes."""
+    p, x = make(device), inputs(device)
+
+    def check(change: object, fn: object) -> None:
+        gradient = pn.grad(fn)
+        assert not gradient(p).first.weight.requires_grad
+        assert not gradient(p).first.weight.requires_grad
+        change()
+        assert gradient(p).first.weight.requires_grad
+
+    def tensor() -> Tensor:
+        return torch.ones(2, dtype=DOUBLE, device=device)
+
+    a, b, c, d = tensor(), tensor(), tensor(), tensor()
+    inner = lambda p: (net(p, x) * a).sum()  # noqa: E731
+    check(a.requires_grad_, lambda p: inner(p))
+    check(b.requires_grad_, functools.partial(lambda w, p: (net(p, x) * w).sum(), b))
+    model = {"w": (c,)}
+    check(c.requires_grad_, lambda p: (net(p, x) * model["w"][0]).sum())
+    module = torch.nn.Linear(2, 2, dtype=DOUBLE, device=device).requires_grad_(False)
+    check(lambda: module.requires_grad_(True), lambda p: module(net(p, x)).sum())
+    hidden = Holder(d)
+    check(d.requires_grad_, lambda p: hidden(p, x))
+    wrapped = pn.grad(lambda q, p: (net(p, x) * a * q).sum())
+    a.requires_grad_(False)
+    check(a.requires_grad_, lambda p: wrapped(tensor(), p).sum())
 
 
 class Holder:
