@@ -71,7 +71,7 @@ def applies(cls: type, *, stateful: bool | None = None) -> Callable[[Callable[P,
         @functools.wraps(fn)
         def layer(p: Any, /, *args: Any, **kwargs: Any) -> Any:
             # The hot path first: this test is all that a layer's call adds to its function's.
-            if type(p) is cls and p._marks is None:
+            if isinstance(p, cls) and p._marks is None:
                 return fn(p, *args, **kwargs)  # pyright: ignore[reportCallIssue]
             if isinstance(p, nn.Module):
                 return _apply_module(fn, p, args, kwargs)
