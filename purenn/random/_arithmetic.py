@@ -6,9 +6,11 @@ them. So the draws use series, whose coefficients are written as the mathematics
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 # Of a float dtype: the integer dtype of its size, its number of mantissa bits, and sqrt(1/2) and 1 read as integers.
 _BIT_LAYOUT = {
@@ -42,9 +44,9 @@ def logarithm(x: Tensor, excess: Tensor | None = None) -> Tensor:
         excess: ``x - 1`` where it is known better than x itself is: makes the result exact near x = 1.
     """
     integer_dtype, mantissa_bits, root_half, _ = _BIT_LAYOUT[x.dtype]
-    bits = x.view(integer_dtype) - root_half
+    bits = _same_bits(x, integer_dtype) - root_half
     exponent = bits >> mantissa_bits
-    mantissa = ((bits & ((1 << mantissa_bits) - 1)) + root_half).view(x.dtype)
+    mantissa = _same_bits((bits & ((1 << mantissa_bits) - 1)) + root_half, x.dtype)
     numerator = mantissa - 1
     if excess is not None:
         numerator = torch.where(exponent == 0, excess, numerator)
@@ -58,7 +60,7 @@ def square_root(x: Tensor) -> Tensor:
     Halving the exponent is right to 6%; each step of Heron's method squares that error and halves it.
     """
     integer_dtype, _, _, one = _BIT_LAYOUT[x.dtype]
-    root = ((x.view(integer_dtype) >> 1) + (one >> 1)).view(x.dtype)
+    root = _same_bits((_same_bits(x, integer_dtype) >> 1) + (one >> 1), x.dtype)
     for _ in range(_HERON_STEPS[x.dtype]):
         root = (x / root).add_(root).mul_(0.5)
     return root
@@ -74,6 +76,29 @@ def circle(turn: Tensor) -> tuple[Tensor, Tensor]:
     sine = _polynomial(square, _SINE[turn.dtype]).mul_(turn)
     double_cosine = (cosine * cosine).sub_(sine * sine)
     return double_cosine, sine.mul_(cosine).mul_(2)
+
+
+def _same_bits(x: Tensor, dtype: torch.dtype) -> Tensor:
+    # A tensor's bits read as another dtype of the same size. torch 2.11 has no batching rule for that.
+    if torch.compiler.is_compiling() or not is_functorch_wrapped_tensor(x):
+        return x.view(dtype)
+    return _SameBits.apply(x, dtype)
+
+
+class _SameBits(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
+        return x.view(dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
+        ctx.mark_non_differentiable(output)
+
+    @staticmethod
+    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
+        info: Any, in_dims: tuple, x: Tensor, dtype: torch.dtype
+    ) -> tuple[Tensor, int]:
+        return _same_bits(x, dtype), in_dims[0]
 
 
 def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
