@@ -2,12 +2,12 @@
 
 from typing import Any
 
+import optree
 from torch import Tensor, nn
 
-from bridge._module import Group, Module
+from bridge._module import Module
 from bridge._opaque import opaque
 from purenn.errors import BridgeError
-from purenn.tree._fields import spec_of
 from purenn.tree._partition import freeze
 from purenn.tree._ties import tie
 
@@ -37,7 +37,7 @@ def from_module(module: nn.Module) -> Any:
     """
     if not isinstance(module, nn.Module):
         raise BridgeError(f"from_module takes a module, got {type(module).__name__}.")
-    p = _container(module) if isinstance(module, Module) else opaque(module)
+    p = _detached(module.tree()) if isinstance(module, Module) else opaque(module)
     aliases = set(_aliases(module, ""))
     frozen = [
         name
@@ -52,26 +52,9 @@ def from_module(module: nn.Module) -> Any:
     return tie(p, shared) if shared else p
 
 
-def _container(module: Module) -> Any:
-    spec = spec_of(module.container_class)
-    assert spec is not None
-    p = object.__new__(module.container_class)
-    for name in (*spec.dynamic, *spec.static):
-        object.__setattr__(p, name, _value(getattr(module, name)))
-    object.__setattr__(p, "_marks", None)
-    return tie(p, module.aliases) if module.aliases else p
-
-
-def _value(child: Any) -> Any:
-    if isinstance(child, Module):
-        return _container(child)
-    if isinstance(child, Group):
-        return tuple(map(_value, child)) if child._is_tuple else {key: _value(item) for key, item in child.items()}
-    if isinstance(child, nn.ModuleList):
-        return tuple(map(_value, child))
-    if isinstance(child, nn.ModuleDict):
-        return {key: _value(item) for key, item in child.items()}
-    return child.detach() if isinstance(child, Tensor) else child
+def _detached(p: Any) -> Any:
+    # Plain tensors, no longer parameters.
+    return optree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, p)
 
 
 def _aliases(module: nn.Module, prefix: str) -> list[str]:

@@ -1,5 +1,6 @@
 """The second carrier: an `nn.Module` that runs the function of a container, with itself in the container's place."""
 
+import functools
 import inspect
 from collections.abc import Iterator
 from typing import Any
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from purenn.errors import BridgeError
 from purenn.tree._applies import Binding, binding_of
+from purenn.tree._fields import spec_of
+from purenn.tree._ties import tie
 
 
 class Module(nn.Module):
@@ -49,11 +52,15 @@ class Module(nn.Module):
         except AttributeError:
             if name.startswith("__") or "container_class" not in self.__dict__:
                 raise
-            found = getattr(self.__dict__["container_class"], name, None)
+            container_class = self.__dict__["container_class"]
+            found = getattr(container_class, name, None)
             # Slots are the container's own fields, which are members of this module and not of the class.
             if found is None or inspect.ismemberdescriptor(found):
                 raise
-            return found.__get__(self) if isinstance(found, property) or inspect.isfunction(found) else found
+            # Neither `__get__` nor `fget` of a property is traced by dynamo in all versions of torch.
+            if isinstance(found, property):
+                return container_class.__container_spec__.getters[name](self)
+            return functools.partial(found, self) if inspect.isfunction(found) else found
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Apply the container's function to this module."""
@@ -77,6 +84,16 @@ class Module(nn.Module):
             kwargs.pop("key", None)
         out = self(*args, **kwargs)
         return (out, self) if self.stateful else out
+
+    def tree(self) -> Any:
+        """The container that this module stands for; its leaves are the module's own parameters and buffers."""
+        spec = spec_of(self.container_class)
+        assert spec is not None
+        p = object.__new__(self.container_class)
+        for name in (*spec.dynamic, *spec.static):
+            object.__setattr__(p, name, _tree(getattr(self, name)))
+        object.__setattr__(p, "_marks", None)
+        return tie(p, self.aliases) if self.aliases else p
 
     def _options(self, binding: Binding, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
         if "train" in binding.takes:
@@ -142,6 +159,18 @@ class Group(nn.Module):
     def items(self) -> list[tuple[Any, Any]]:
         """Names and children, in order."""
         return [(name, self._item(name)) for name in self._names]
+
+
+def _tree(child: Any) -> Any:
+    if isinstance(child, Module):
+        return child.tree()
+    if isinstance(child, Group):
+        return tuple(map(_tree, child)) if child._is_tuple else {key: _tree(item) for key, item in child.items()}
+    if isinstance(child, nn.ModuleList):
+        return tuple(map(_tree, child))
+    if isinstance(child, nn.ModuleDict):
+        return {key: _tree(item) for key, item in child.items()}
+    return child
 
 
 def _draw_key(module: nn.Module, args: tuple) -> Tensor:

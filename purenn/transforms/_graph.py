@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx
@@ -12,19 +13,47 @@ from purenn.errors import MutationError, PurennError, TraceError
 from purenn.transforms._translate import place
 
 
-def trace(name: str, flat: Callable[..., list[Tensor]], tensors: Sequence[Tensor]) -> fx.GraphModule:
+def fake_mode() -> FakeTensorMode:
+    """A mode to trace in: without symbols for unknown values, so that asking for one is an error and not a guess."""
+    return FakeTensorMode(allow_non_fake_inputs=True)
+
+
+def trace(
+    name: str, flat: Callable[..., list[Tensor]], tensors: Sequence[Tensor], mode: FakeTensorMode
+) -> fx.GraphModule:
     """The graph of a function of tensors, traced by running it once on fake ones.
 
     Raises:
         TraceError: the function needs a value that only a real run has.
     """
-    # Without symbols for values that are not known, so that asking for one is an error and not a guess.
-    with _explained(name), FakeTensorMode(allow_non_fake_inputs=True) as mode:
-        return make_fx(flat, _allow_non_fake_inputs=True)(*(mode.from_tensor(tensor) for tensor in tensors))
+    with explained(name), mode:
+        return graph_of(flat, [mode.from_tensor(tensor) for tensor in tensors])
+
+
+def _zeros(size: Sequence[int], **options: Any) -> Tensor:
+    return torch.zeros(size, **options)
+
+
+# What forward mode takes for a tangent that is zero: as an operation on fake tensors it fails in some combinations.
+_DECOMPOSITIONS = {torch.ops.aten._efficientzerotensor.default: _zeros}
+
+
+def graph_of(flat: Callable[..., Sequence[Tensor]], fakes: Sequence[Tensor]) -> fx.GraphModule:
+    """The graph of a function of fake tensors, without operations of which nothing comes (forward mode leaves many)."""
+    graph = make_fx(flat, decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
+
+    def has_effect(node: fx.Node) -> bool:
+        schema = getattr(node.target, "_schema", None)
+        return node.is_impure() or (schema is not None and schema.is_mutable)
+
+    graph.graph.eliminate_dead_code(has_effect)
+    graph.recompile()
+    return graph
 
 
 @contextlib.contextmanager
-def _explained(name: str) -> Iterator[None]:
+def explained(name: str) -> Iterator[None]:
+    """Within this context, failures of tracing arrive as ours."""
     try:
         yield
     except PurennError:
@@ -65,7 +94,7 @@ def lift_constants(graph: fx.GraphModule) -> list[Tensor]:
     for node in list(graph.graph.nodes):
         if node.op != "get_attr":
             continue
-        value = getattr(graph, node.target)
+        value = getattr(graph, str(node.target))
         if not isinstance(value, Tensor):
             continue
         if id(value) not in constants:
@@ -75,7 +104,7 @@ def lift_constants(graph: fx.GraphModule) -> list[Tensor]:
                 else graph.graph.inserting_after(last[-1])
             ):
                 new = graph.graph.placeholder(f"closed_over_{len(constants)}")
-            new.meta = dict(node.meta)
+            new.meta = {"val": value, **node.meta}
             last.append(new)
             constants[id(value)] = value, new
         node.replace_all_uses_with(constants[id(value)][1])
@@ -115,8 +144,8 @@ def donate(graph: fx.GraphModule, donated: Sequence[int]) -> list[tuple[int, int
         Pairs (input, output) that now share storage.
     """
     placeholders = _placeholders(graph)
-    output = next(node for node in reversed(graph.graph.nodes) if node.op == "output")
-    results = list(output.args[0])
+    output = graph.graph.output_node()
+    results = list(cast(tuple[Any, ...], output.args[0]))
     free = [position for position in donated if placeholders[position] not in results]
     pairs = []
     for number, result in enumerate(results):

@@ -12,7 +12,7 @@ from torch import Tensor, fx
 
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError, TraceError
-from purenn.transforms._graph import donate, lift_constants, refuse_mutations, trace
+from purenn.transforms._graph import donate, fake_mode, lift_constants, refuse_mutations, trace
 from purenn.transforms._jit_key import (
     Call,
     Key,
@@ -24,6 +24,7 @@ from purenn.transforms._jit_key import (
     places_of,
     what_changed,
 )
+from purenn.transforms._program import Tracing, called_by, tracing_for
 from purenn.tree._watch import is_watched
 
 P = ParamSpec("P")
@@ -46,12 +47,20 @@ class CacheInfo(NamedTuple):
 
 @attrs.frozen(eq=False)
 class Lowered:
-    """The graph of one call of a jitted function: see `Jitted.lower`."""
+    """The graph of one call of a jitted function: see `Jitted.lower`.
+
+    Attributes:
+        graph: the graph.
+        programs: by name, the graphs of the steps and branches that it calls.
+    """
 
     graph: fx.GraphModule
+    programs: dict[str, fx.GraphModule]
 
     def __str__(self) -> str:
-        return self.graph.print_readable(print_output=False)
+        parts = [self.graph.print_readable(print_output=False)]
+        parts += [f"{name}:\n{graph.print_readable(print_output=False)}" for name, graph in self.programs.items()]
+        return "\n".join(parts)
 
 
 @attrs.frozen(eq=False)
@@ -125,7 +134,9 @@ class Jitted(Generic[P, R]):
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered:
         """The traced graph for some arguments, readable by ``str``. Nothing is compiled."""
         call = self._split(args, kwargs)
-        return Lowered(self._trace(call, *make_key(call))[0])
+        with tracing_for(self._tracing()) as tracing:
+            graph = self._trace(call, *make_key(call), tracing)[0]
+        return Lowered(graph, called_by(graph))
 
     def cache_info(self) -> CacheInfo:
         """How often a compiled graph was found, how often one had to be made, how many are kept."""
@@ -152,6 +163,10 @@ class Jitted(Generic[P, R]):
                 ) from error
         return Call((), given, statics)
 
+    def _tracing(self) -> Tracing:
+        backend = self._backend if isinstance(self._backend, str) else f"{self._backend!r}"
+        return Tracing(fake_mode(), _compiler(self._backend, self._mode), f"{backend} {self._mode}")
+
     def _run(self, args: tuple, kwargs: dict[str, Any], statics: dict[str, Any]) -> Any:
         fn: Callable[..., Any] = self._fn
         if self._signature is None:
@@ -162,7 +177,7 @@ class Jitted(Generic[P, R]):
         return fn(*bound.args, **bound.kwargs)
 
     def _trace(
-        self, call: Call, key: Key, tensors: list[Tensor]
+        self, call: Call, key: Key, tensors: list[Tensor], tracing: Tracing
     ) -> tuple[fx.GraphModule, list[Tensor], optree.PyTreeSpec, list[Any]]:
         leaves, spec = optree.tree_flatten(call.tree)
         places = places_of(leaves, key.aliases)
@@ -176,7 +191,7 @@ class Jitted(Generic[P, R]):
             outcome["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in results]
             return [leaf for leaf in results if isinstance(leaf, Tensor)]
 
-        graph = trace("jit", flat, tensors)
+        graph = trace("jit", flat, tensors, tracing.mode)
         constants = lift_constants(graph)
         names = input_labels(call, places)
         refuse_mutations("jit", graph, [*names, *["a tensor that it closes over"] * len(constants)])
@@ -218,9 +233,11 @@ class Jitted(Generic[P, R]):
                 f"time, assert_max_traces allows {limit}. Changed since the last trace: {change}."
             )
         self._misses += 1
-        graph, constants, out_spec, out_leaves = self._trace(call, key, tensors)
-        run = _compiler(self._backend, self._mode)(graph, [*tensors, *constants])
-        entry = _Entry(key, guards_for(tensors), described, run, constants, guards_for(constants), out_spec, out_leaves)
+        with tracing_for(self._tracing()) as tracing:
+            graph, constants, out_spec, out_leaves = self._trace(call, key, tensors, tracing)
+            run = tracing.compiler(graph, [*tensors, *constants])
+        guards, more = guards_for(tensors), guards_for(constants)
+        entry = _Entry(key, guards, described, run, constants, more, out_spec, out_leaves)
         self._entries.insert(0, entry)
         return entry
 

@@ -1,15 +1,15 @@
 """Rematerialisation: trading time for memory by computing a part of a function again in its backward pass."""
 
 import functools
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from purenn._modes import is_plain
-from purenn.errors import ArgumentError
+from purenn.errors import ArgumentError, GradientError
 from purenn.random import strict
 
 P = ParamSpec("P")
@@ -34,9 +34,9 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
 
     They are computed again when the gradient needs them, with the same keys and so the same draws. It saves memory
     under `pn.grad` at the outermost level and under plain autograd, forward functions that close over parameters
-    included. Inside a transformation of torch.func (vmap, jvp, a gradient of a gradient) and inside `pn.jit` the
-    function runs as it is: right, but without the saving, since torch.func keeps every intermediate value itself and a
-    compiler decides for itself what to keep.
+    included. Inside a transformation of torch.func (vmap, jvp, a gradient of a gradient), around one, and inside
+    `pn.jit` the function runs as it is: right, but without the saving, since torch.func keeps every intermediate value
+    itself and a compiler decides for itself what to keep.
 
     Args:
         fn: a pure function; usually one layer or a few of a deep stack.
@@ -45,6 +45,7 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
 
     Raises:
         ArgumentError: an unknown policy.
+        GradientError: a second backward pass of plain autograd with the policy "products".
 
     Example:
         >>> import torch, purenn as pn
@@ -56,11 +57,22 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
         raise ArgumentError(f"remat: policy must be 'products' or None, got {policy!r}.")
     contexts = _keeping_products if policy == "products" else _keeping_nothing
 
+    transforms_inside = False
+
     @functools.wraps(fn)
     def recomputed(*args: Any, **kwargs: Any) -> Any:
-        if not is_plain() or not torch.is_grad_enabled():
+        nonlocal transforms_inside
+        if transforms_inside or not is_plain() or not torch.is_grad_enabled():
             return fn(*args, **kwargs)
-        return checkpoint(fn, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        try:
+            return checkpoint(fn, *args, use_reentrant=False, context_fn=contexts, **kwargs)
+        except RuntimeError as error:
+            # torch.func refuses to run within what torch's checkpoint is made of.
+            if "support saved tensor hooks" not in str(error):
+                raise
+            transforms_inside = True
+        with strict(enabled=False):
+            return fn(*args, **kwargs)
 
     return recomputed
 
@@ -69,18 +81,36 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
 
 
 def _keeping_nothing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), strict(enabled=False)
+    return nullcontext(), _Again(nullcontext())
 
 
 def _keeping_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     first, again = create_selective_checkpoint_contexts(_keep_products)
-    return first, _both(again, strict(enabled=False))
+    return first, _Again(again, times=1)
 
 
-@contextmanager
-def _both(one: AbstractContextManager[Any], other: AbstractContextManager[Any]) -> Iterator[None]:
-    with one, other:
-        yield
+class _Again(AbstractContextManager[None]):
+    """The context of a repetition. A second derivative repeats the function twice, so it can be entered again."""
+
+    def __init__(self, inner: AbstractContextManager[Any], times: int | None = None) -> None:
+        self._inner = inner
+        self._times = times
+        self._open: list[ExitStack] = []
+
+    def __enter__(self) -> None:
+        if self._times == 0:
+            raise GradientError(
+                "remat: what policy='products' keeps can be used by one backward pass only, and this is the second (a "
+                "second derivative, or retain_graph=True). Use policy=None, or pn.grad of pn.grad."
+            )
+        self._times = None if self._times is None else self._times - 1
+        stack = ExitStack()
+        stack.enter_context(self._inner)
+        stack.enter_context(strict(enabled=False))
+        self._open.append(stack)
+
+    def __exit__(self, *error: Any) -> bool:
+        return bool(self._open.pop().__exit__(*error))
 
 
 def _keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -115,6 +115,12 @@ def binding_of(value: Any) -> Binding | None:
     return getattr(cls, "__container_binding__", None)
 
 
+def container_of(p: Any) -> Any:
+    """The container itself, or the one that a module made by `bridge.to_module` stands for, with its live tensors."""
+    module: Any = p
+    return module.tree() if isinstance(p, nn.Module) else p
+
+
 def is_stateful(p: Any) -> bool:
     """Whether applying `p` returns ``(y, p_new)`` instead of ``y``.
 

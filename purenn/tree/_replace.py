@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from purenn.errors import ContainerError
 from purenn.tree._checks import checked
-from purenn.tree._fields import spec_of
+from purenn.tree._fields import BUFFER, spec_of
+from purenn.tree._map import named_leaves
+from purenn.tree._walk import walk
 
 C = TypeVar("C")
 
@@ -55,6 +57,9 @@ def _replace_in_module(module: Any, changes: dict[str, Any]) -> Any:
         current = getattr(module, name)
         if value is current or _same_children(current, value):
             continue
+        if isinstance(current, nn.Module) and spec_of(value) is not None and not isinstance(value, type):
+            _adopt(current, value)
+            continue
         if not (name in module._buffers and isinstance(value, Tensor) and isinstance(current, Tensor)):
             raise ContainerError(
                 f"replace(module, {name}=...) can change buffers only while a function runs as a module: '{name}' of "
@@ -63,6 +68,21 @@ def _replace_in_module(module: Any, changes: dict[str, Any]) -> Any:
         with torch.no_grad():
             current.copy_(value)
     return module
+
+
+def _adopt(module: Any, p: Any) -> None:
+    # A container made of the module's own tensors and of new buffers.
+    now = dict(named_leaves(module.tree()))
+    with torch.no_grad():
+        for leaf, value in walk(p):
+            if value is now[leaf.path]:
+                continue
+            if leaf.kind != BUFFER:
+                raise ContainerError(
+                    f"replace(module, ...) can change buffers only while a function runs as a module: '{leaf.path}' of "
+                    f"{type(p).__name__} is a parameter, so the new value would be lost."
+                )
+            now[leaf.path].copy_(value)
 
 
 def _same_children(current: Any, value: Any) -> bool:

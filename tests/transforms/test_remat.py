@@ -1,5 +1,7 @@
 """`pn.remat`: the same derivatives with less memory."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from _pairing import peak_bytes
@@ -7,7 +9,7 @@ from _transform_models import DOUBLE, inputs, loss, make, net
 from torch import Tensor
 
 import purenn as pn
-from purenn.errors import ArgumentError
+from purenn.errors import ArgumentError, GradientError
 from purenn.layers import Dropout, Linear, dropout, linear
 
 POLICIES = [None, "products"]
@@ -90,3 +92,34 @@ def test_errors() -> None:
     with pytest.raises(ArgumentError) as error:
         pn.remat(torch.sin, policy="dots")
     assert str(error.value) == "remat: policy must be 'products' or None, got 'dots'."
+
+
+def test_twice_differentiated_by_plain_autograd(device: torch.device) -> None:
+    """The function is computed again for the second derivative as well; what products keep is used up by the first."""
+    x = torch.linspace(-1, 1, 5, dtype=DOUBLE, device=device, requires_grad=True)
+
+    def second(f: Callable[[Tensor], Tensor]) -> Tensor:
+        (gradient,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+        return torch.autograd.grad(gradient.square().sum(), x)[0]
+
+    def f(x: Tensor) -> Tensor:
+        return (torch.outer(x, x) @ x.sin()).exp()
+
+    torch.testing.assert_close(second(pn.remat(f)), second(f), rtol=0, atol=1e-12)
+    with pytest.raises(GradientError) as error:
+        second(pn.remat(f, policy="products"))
+    assert str(error.value) == (
+        "remat: what policy='products' keeps can be used by one backward pass only, and this is the second (a second "
+        "derivative, or retain_graph=True). Use policy=None, or pn.grad of pn.grad."
+    )
+
+
+def test_around_transformations(device: torch.device) -> None:
+    """A function that itself contains transformations of torch.func runs as it is, and is right."""
+    x = torch.linspace(-1, 1, 5, dtype=torch.float64, device=device)
+
+    def f(x: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: x.sin().square().sum())(x).sum()
+
+    for _ in range(2):
+        assert torch.equal(pn.grad(pn.remat(f))(x), pn.grad(f)(x))

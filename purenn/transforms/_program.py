@@ -1,0 +1,260 @@
+"""Functions of tensors as graphs of their own: what loops and branches run under `pn.jit`.
+
+A loop's body is traced once, outside of every transformation around the loop, to a graph of aten operations that
+closes over nothing. Derivatives and batched forms of the loop are loops over graphs made from that one, and a compiled
+graph of the surrounding function calls the compiled body by its name.
+"""
+
+import contextlib
+import functools
+import hashlib
+import threading
+import types
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import attrs
+import optree
+import torch
+from torch import Tensor, fx
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import _disable_current_modes
+
+from purenn.errors import TraceError
+from purenn.transforms._graph import explained, graph_of, lift_constants, refuse_mutations
+from purenn.transforms._translate import place
+from purenn.tree._watch import is_watched
+
+
+class Like(NamedTuple):
+    """What a tensor is like."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> "Like":
+        """Like a tensor."""
+        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
+
+    @classmethod
+    def row(cls, tensor: Tensor) -> "Like":
+        """Like an entry of a tensor."""
+        return cls(tuple(tensor.shape[1:]), tensor.dtype, tensor.device)
+
+
+@attrs.define(eq=False)
+class Program:
+    """A closed function of contiguous tensors.
+
+    Attributes:
+        graph: takes tensors, returns a list of tensors that share no storage with them.
+        name: equal for programs that compute the same.
+        results: fake tensors like the results.
+        kept: for the step of a loop whose gradient may be asked for: which results are the carry before the step.
+        compiler: makes a function of tensors from a graph and examples of its arguments.
+    """
+
+    graph: fx.GraphModule
+    name: str
+    results: list[Tensor]
+    kept: tuple[int, ...]
+    compiler: Callable[..., Callable[..., Sequence[Tensor]]]
+    _compiled: Callable[..., Sequence[Tensor]] | None = None
+
+    def run(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Run the compiled graph. Most programs are steps on the way to others, so it is compiled when first run."""
+        if self._compiled is None:
+            examples = [node.meta["val"] for node in self.graph.graph.nodes if node.op == "placeholder"]
+            self._compiled = self.compiler(self.graph, examples)
+        return self._compiled(*tensors)
+
+
+def called_by(graph: fx.GraphModule) -> dict[str, fx.GraphModule]:
+    """By name, the graphs of the programs that a graph calls, and of those that they call."""
+    found: dict[str, fx.GraphModule] = {}
+    for node in graph.graph.nodes:
+        if getattr(node.target, "namespace", None) == "purenn":
+            for made in [program(item) for item in node.args if isinstance(item, str)]:
+                found |= {made.name: made.graph, **called_by(made.graph)}
+    return found
+
+
+# Programs by name. A compiled graph may outlive the function that it was made for, in a graph of autograd for example,
+# so they are kept; equal ones are kept once.
+_PROGRAMS: dict[str, Program] = {}
+
+
+def program(name: str) -> Program:
+    """The program of a name."""
+    return _PROGRAMS[name]
+
+
+@attrs.frozen(eq=False)
+class Tracing:
+    """The trace of a jitted function that is being made.
+
+    Attributes:
+        mode: of its fake tensors.
+        compiler: see `Program`.
+        kind: what stands for the compiler in the programs' names.
+    """
+
+    mode: FakeTensorMode
+    compiler: Callable[..., Any]
+    kind: str
+
+
+class _Current(threading.local):
+    tracing: Tracing | None = None
+
+
+_current = _Current()
+
+
+def current_tracing() -> Tracing | None:
+    """The trace of a jitted function that is being made, if there is one."""
+    return _current.tracing
+
+
+def writes_programs() -> bool:
+    """Whether loops and branches become operations now: under `pn.jit`, but where a layer's outputs are watched."""
+    return not torch.compiler.is_compiling() and _current.tracing is not None and not is_watched()
+
+
+@contextlib.contextmanager
+def tracing_for(tracing: Tracing) -> Iterator[Tracing]:
+    """Within this context loops and branches are traced to programs of `tracing`."""
+    before, _current.tracing = _current.tracing, tracing
+    try:
+        yield tracing
+    finally:
+        _current.tracing = before
+
+
+def close(
+    name: str, fn: Callable[..., Sequence[Tensor]], like: Sequence[Like], *, kept: tuple[int, ...] = ()
+) -> tuple[Program, list[Tensor]]:
+    """Trace a function of tensors to a program.
+
+    Args:
+        name: of the transformation, for errors.
+        fn: the function; it may close over tensors at any level of transformation.
+        like: what its arguments are like.
+        kept: see `Program`.
+
+    Returns:
+        The program, which takes the arguments and then what the function closes over; and the latter.
+    """
+    tracing = _current.tracing
+    assert tracing is not None
+    outer: list[Tensor] = []
+    places: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        # Only tensors of transformations around: others are found in the graph, as constants.
+        if is_functorch_wrapped_tensor(tensor) and id(tensor) not in places:
+            places[id(tensor)] = len(outer)
+            outer.append(tensor)
+        return tensor
+
+    _rebuilt(fn, note, {})
+    closed = fn
+
+    def flat(*tensors: Tensor) -> list[Tensor]:
+        own, given = tensors[: len(like)], tensors[len(like) :]
+        inner = _rebuilt(closed, lambda t: given[places[id(t)]] if id(t) in places else t, {}) if outer else closed
+        results = list(inner(*own))
+        # A result that is an argument, or a view of one, would share storage with it from step to step.
+        inputs = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors}
+        seen: set[StorageWeakRef] = set()
+        for number, result in enumerate(results):
+            storage = StorageWeakRef(result.untyped_storage())
+            if storage in inputs or storage in seen:
+                results[number] = result.clone(memory_format=torch.contiguous_format)
+            else:
+                results[number] = result.contiguous()
+                seen.add(storage)
+        return results
+
+    with _found(name), explained(name), temporarily_clear_interpreter_stack(), _disable_current_modes(), tracing.mode:
+        examples = [
+            torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
+            for tensor in (*like, *map(Like.of, outer))
+        ]
+        graph = graph_of(flat, examples)
+    constants = lift_constants(graph)
+    labels = [f"its argument {number}" for number in range(len(like))]
+    refuse_mutations(name, graph, [*labels, *["a tensor that it closes over"] * (len(outer) + len(constants))])
+    returned: Any = graph.graph.output_node().args[0]
+    results = [node.meta["val"] for node in returned]
+    made = Program(graph, _name(graph, kept, tracing.kind), results, kept, tracing.compiler)
+    return _PROGRAMS.setdefault(made.name, made), [*outer, *constants]
+
+
+@contextlib.contextmanager
+def _found(name: str) -> Iterator[None]:
+    try:
+        yield
+    except RuntimeError as error:
+        if "escaped from inside a function being vmapped" not in str(error):
+            raise
+        raise TraceError(
+            f"{name}: the body reaches a tensor of a transformation around it through a global variable or an object's "
+            f"attribute, where it cannot be found{place(error)}. Pass it as a part of the carry, or refer to it by a "
+            f"local variable of the surrounding function."
+        ) from error
+
+
+def _name(graph: fx.GraphModule, kept: tuple[int, ...], kind: str) -> str:
+    inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
+    described = [(list(value.shape), str(value.dtype), str(value.device)) for value in inputs]
+    return hashlib.sha256(repr((graph.code, described, kept, kind)).encode()).hexdigest()[:16]
+
+
+def _rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
+    # A captured value with other tensors in it: through variables of functions, partials, bound methods and trees. What
+    # holds none that change stays the same object.
+    if isinstance(item, Tensor):
+        return change(item)
+    if id(item) in done:
+        return done[id(item)]
+    if isinstance(item, types.FunctionType):
+        return _rebuilt_function(item, change, done)
+    if isinstance(item, types.MethodType):
+        owner = _rebuilt(item.__self__, change, done)
+        return item if owner is item.__self__ else types.MethodType(item.__func__, owner)
+    if isinstance(item, functools.partial):
+        parts = item.func, item.args, item.keywords
+        fn, args, keywords = new = tuple(_rebuilt(part, change, done) for part in parts)
+        return (
+            item if all(a is b for a, b in zip(parts, new, strict=True)) else functools.partial(fn, *args, **keywords)
+        )
+    if isinstance(item, type) or optree.tree_is_leaf(item):
+        return item
+    leaves, spec = optree.tree_flatten(item)
+    new = [_rebuilt(leaf, change, done) for leaf in leaves]
+    return item if all(a is b for a, b in zip(leaves, new, strict=True)) else optree.tree_unflatten(spec, new)
+
+
+def _rebuilt_function(fn: types.FunctionType, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
+    cells = tuple([types.CellType() for _ in fn.__closure__ or ()])
+    new = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, cells or None)
+    new.__kwdefaults__ = fn.__kwdefaults__
+    new.__dict__.update(fn.__dict__)
+    done[id(fn)] = new  # for functions that refer to themselves
+    changed = False
+    for cell, old in zip(cells, fn.__closure__ or (), strict=True):
+        with contextlib.suppress(ValueError):  # a variable that is not yet assigned
+            cell.cell_contents = _rebuilt(old.cell_contents, change, done)
+            changed = changed or cell.cell_contents is not old.cell_contents
+    if fn.__defaults__:
+        new.__defaults__ = tuple([_rebuilt(value, change, done) for value in fn.__defaults__])
+        changed = changed or any(a is not b for a, b in zip(fn.__defaults__, new.__defaults__, strict=True))
+    if not changed:
+        done[id(fn)] = new = fn
+    return new

@@ -1,0 +1,178 @@
+"""A loop over the leading axis of tensors, as an operation of a compiled graph that runs a compiled step."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import attrs
+import torch
+from torch import Tensor
+
+from purenn.transforms._operation import (
+    LIBRARY,
+    Operation,
+    Tensors,
+    at,
+    batched,
+    differentiable,
+    empty,
+    independent,
+    may_be_differentiated,
+    moved,
+    placed,
+    pull,
+    push,
+    tangents_at,
+    zeros_like,
+)
+from purenn.transforms._program import Like, Program, close, program
+
+Step = Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensors]
+
+
+def scan_tensors(
+    step: Step, carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run ``step(carry, entries of xs, constants) -> [*carry, *results]`` over the leading axis of `xs`.
+
+    Returns:
+        The last carry and the stacked results.
+    """
+    first, second = len(carry), len(carry) + len(xs)
+
+    def plain(*tensors: Tensor) -> Tensors:
+        return step(list(tensors[:first]), list(tensors[first:second]), list(tensors[second:]))
+
+    def saving(*tensors: Tensor) -> Tensors:
+        # A gradient needs the carry as it was before each step, from which the step is computed again.
+        return [*plain(*tensors), *tensors[:first]]
+
+    like = [*map(Like.of, carry), *map(Like.row, xs), *map(Like.of, constants)]
+    made, outer = close("scan", plain, like)
+    own = len(made.results)
+    if may_be_differentiated([*carry, *xs, *constants, *outer]):
+        made, outer = close("scan", saving, like, kept=tuple(range(own, own + first)))
+    results = Operation.apply(_Scan(made, first, len(xs), length, reverse), *carry, *xs, *constants, *outer)
+    return list(results[:first]), list(results[first:own])
+
+
+@attrs.frozen(eq=False)
+class _Scan:
+    """A loop whose step takes the carry, an entry of every xs, and constants; it returns the carry and results."""
+
+    step: Program
+    carry: int
+    xs: int
+    length: int
+    reverse: bool
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """Where the values of the carry before each step are."""
+        return self.step.kept
+
+    def split(self, items: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
+        """The parts that belong to the carry, to xs and to the constants."""
+        first, second = self.carry, self.carry + self.xs
+        return list(items[:first]), list(items[first:second]), list(items[second:])
+
+    def call(self, tensors: Tensors) -> Tensors:
+        return torch.ops.purenn.scan(*self.split(tensors), self.length, self.reverse, self.step.name)
+
+    def pull(self, tensors: Tensors, kept: Tensors, wanted: list[int], cotangents: list[Any]) -> list[Any]:
+        # The loop runs backwards. It carries the cotangent of the carry and the sums of the constants' gradients.
+        carry, xs, constants = self.split(tensors)
+        start = self.carry + self.xs
+        carries = differentiable(carry)
+        summed = [n for n in wanted if n >= start]
+        places = [*carries, *(n for n in wanted if self.carry <= n < start), *summed]
+        results = [n for n in range(self.carry, len(cotangents)) if cotangents[n] is not None]
+
+        def step(state: list[Tensor], entries: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
+            before, rows, given = self.split(entries)
+            above, sums = state[: len(carries)], state[len(carries) :]
+            full = placed(len(self.step.results), [*carries, *results], [*above, *given])
+            found = pull(self.step.graph, [*before, *rows, *shared], places, full)
+            rest = len(found) - len(sums)
+            added = [total + more for total, more in zip(sums, found[rest:], strict=True)]
+            return [*found[: len(carries)], *added, *found[len(carries) : rest]]
+
+        first = [zeros_like(carry[n]) if cotangents[n] is None else cotangents[n] for n in carries]
+        first += [zeros_like(tensors[n]) for n in summed]
+        entries = [*kept, *xs, *at(cotangents, results)]
+        last, stacked = scan_tensors(step, first, entries, constants, self.length, not self.reverse)
+        return placed(len(tensors), places, [*last[: len(carries)], *stacked, *last[len(carries) :]])
+
+    def push(self, tensors: Tensors, tangents: Sequence[Tensor | None]) -> list[Any]:
+        # The same loop with the tangents beside what they belong to.
+        carry, xs, constants = self.split(tensors)
+        places = differentiable(tensors)
+        filled = self.split(placed(len(tensors), places, tangents_at(tensors, places, tangents)))
+        moving = [[tangent for tangent in part if tangent is not None] for part in filled]
+        results = differentiable(self.step.results)
+        carried = sum(n < self.carry for n in results)
+
+        def step(state: list[Tensor], entries: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
+            point = [*state[: self.carry], *entries[: self.xs], *shared[: len(constants)]]
+            direction = [*state[self.carry :], *entries[self.xs :], *shared[len(constants) :]]
+            values, moved_values = push(self.step.graph, point, places, direction)
+            return [
+                *(*values[: self.carry], *moved_values[:carried]),
+                *(*values[self.carry :], *moved_values[carried:]),
+            ]
+
+        state, entries, shared = [[*part, *beside] for part, beside in zip((carry, xs, constants), moving, strict=True)]
+        last, stacked = scan_tensors(step, state, entries, shared, self.length, self.reverse)
+        own = len(self.step.results) - self.carry
+        return placed(len(self.step.results), results, [*last[self.carry :], *stacked[own:]])
+
+    def batched(self, size: int, in_dims: tuple, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        carry, xs, constants = self.split(tensors)
+        carry_dims, x_dims, constant_dims = self.split(in_dims)
+        # All of the carry is batched, since a step makes it depend on everything; in xs behind the axis of the loop.
+        carry = batched(carry, carry_dims, size)
+        xs, constants = moved(xs, x_dims, 1), moved(constants, constant_dims)
+        dims = (*[0] * self.carry, *(None if dim is None else 0 for dim in (*x_dims, *constant_dims)))
+        like = [*map(Like.of, carry), *map(Like.row, xs), *map(Like.of, constants)]
+        made, _ = close("scan", torch.func.vmap(self.step.graph, dims), like, kept=self.kept)
+        results = Operation.apply(attrs.evolve(self, step=made), *carry, *xs, *constants)
+        return results, tuple(0 if n < self.carry else 1 for n in range(len(results)))
+
+
+def _run(carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, step: str) -> list[Tensor]:
+    made, given = program(step), carry
+    count, rows = len(carry), [x.unbind(0) for x in xs]
+    stacked = [empty(result, length) for result in made.results[count:]]
+    places = [tensor.unbind(0) for tensor in stacked]
+    for n in range(length - 1, -1, -1) if reverse else range(length):
+        results = made.run(*carry, *[row[n] for row in rows], *constants)
+        carry = results[:count]
+        for place, result in zip(places, results[count:], strict=True):
+            place[n].copy_(result)
+    return [*independent(carry, [*xs, *constants, *given]), *stacked]
+
+
+def _fake(carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, step: str) -> list[Tensor]:
+    results, count = program(step).results, len(carry)
+    return [*(empty(result) for result in results[:count]), *(empty(result, length) for result in results[count:])]
+
+
+def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
+    carry, xs, constants, length, reverse, step = inputs
+    ctx.plan = _Scan(program(step), len(carry), len(xs), length, reverse)
+    ctx.sizes = len(carry), len(xs), len(constants)
+    ctx.save_for_backward(*carry, *xs, *constants, *at(output, ctx.plan.kept))
+
+
+def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
+    saved = ctx.saved_tensors
+    given = sum(ctx.sizes)
+    tensors = saved[:given]
+    gradients = ctx.plan.pull(tensors, saved[given:], differentiable(tensors), list(cotangents))
+    return (*ctx.plan.split(gradients), None, None, None)
+
+
+LIBRARY.define("scan(Tensor[] carry, Tensor[] xs, Tensor[] constants, int length, bool reverse, str step) -> Tensor[]")
+LIBRARY.impl("scan", _run, "CompositeExplicitAutograd")
+torch.library.register_fake("purenn::scan", _fake, lib=LIBRARY)
+# For gradients that are asked for outside of the jitted function: the compiler differentiates its graph.
+torch.library.register_autograd("purenn::scan", _backward, setup_context=_setup, lib=LIBRARY)

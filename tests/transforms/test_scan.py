@@ -1,0 +1,337 @@
+"""Loops over leading axes: the same numbers in eager, under jit and written out, and one trace of the body."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import purenn as pn
+from purenn.errors import ArgumentError, MutationError, ShapeError, StructureError, TraceError, TransformError
+from purenn.layers import BatchNorm1d, Dropout, Linear, Sequential, Tanh
+
+DOUBLE = torch.float64
+
+
+def _body(carry: dict[str, Tensor], x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    new = torch.tanh(carry["h"] * 0.5 + x)
+    return {"h": new, "n": carry["n"] + 1}, new.square()
+
+
+def _start(device: torch.device) -> tuple[dict[str, Tensor], Tensor]:
+    carry = {"h": torch.zeros(3, dtype=DOUBLE, device=device), "n": torch.tensor(0, device=device)}
+    return carry, torch.linspace(-1, 1, 12, dtype=DOUBLE, device=device).reshape(4, 3)
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("backend", [None, "eager", "inductor"])
+def test_is_the_loop(device: torch.device, backend: str | None, reverse: bool) -> None:
+    """Carry, counter and stacked results are those of the loop that the docstring shows."""
+    carry, xs = _start(device)
+
+    def run(carry: dict[str, Tensor], xs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return pn.scan(_body, carry, xs, reverse=reverse)
+
+    last, ys = run(carry, xs) if backend is None else pn.jit(run, backend=backend)(carry, xs)
+    rows = []
+    for x in reversed(xs) if reverse else xs:
+        carry, y = _body(carry, x)
+        rows.append(y)
+    torch.testing.assert_close(ys, torch.stack(rows[::-1] if reverse else rows), rtol=0, atol=1e-14)
+    torch.testing.assert_close(last, carry, rtol=0, atol=1e-14)
+    assert last["n"].dtype == torch.int64
+
+
+@pytest.mark.parametrize("jitted", [False, True])
+def test_without_steps(device: torch.device, jitted: bool) -> None:
+    """No step leaves the carry and gives empty results of the right kind, as a copy of the carry under jit."""
+    carry, xs = _start(device)
+
+    def run(carry: dict[str, Tensor], xs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        return pn.scan(_body, carry, xs)
+
+    last, ys = (pn.jit(run, backend="eager") if jitted else run)(carry, xs[:0])
+    assert ys.shape == (0, 3)
+    assert ys.dtype == DOUBLE
+    torch.testing.assert_close(last, carry, rtol=0, atol=0)
+
+
+def test_length_without_xs(device: torch.device) -> None:
+    """The number of steps alone makes a loop, and results may be None or hold what is no tensor."""
+    one = torch.ones((), device=device)
+    assert pn.scan(lambda c, _: (c * 2, None), one, length=5) == (torch.tensor(32.0, device=device), None)
+    last, ys = pn.scan(lambda c, x: (c + x["a"] * x["b"], {"c": c, "name": "s"}), one, {"a": torch.arange(3.0), "b": 2})
+    assert last == 7
+    assert ys["name"] == "s"
+
+
+def test_derivatives_reach_what_the_body_closes_over(device: torch.device) -> None:
+    """A model that the body refers to is differentiated, batched and differentiated twice, eager and jitted."""
+    model = Linear.init(pn.random.key(0), 3, 3, dtype=DOUBLE, device=device)
+    _, xs = _start(device)
+
+    def loss(model: Linear, xs: Tensor) -> Tensor:
+        shared = model.weight.sum()
+        helper = lambda h: model(h) * shared.cos()  # noqa: E731 - a function within a function
+        last, ys = pn.scan(lambda h, x: (torch.tanh(helper(h) + x), h.sum()), xs[0], xs)
+        return last.square().sum() + ys.sum()
+
+    def by_hand(model: Linear, xs: Tensor) -> Tensor:
+        h, total = xs[0], torch.zeros((), dtype=DOUBLE, device=device)
+        for x in xs:
+            total = total + h.sum()
+            h = torch.tanh(model(h) * model.weight.sum().cos() + x)
+        return h.square().sum() + total
+
+    def twice(f: Callable[..., Tensor]) -> Callable[..., Any]:
+        return lambda m, xs: pn.grad(lambda m: pn.grad(f)(m, xs).weight.square().sum())(m)
+
+    for transformed, data in (
+        (pn.grad, xs),
+        (lambda f: pn.vmap(pn.grad(f), in_dims=(None, 0)), torch.stack([xs, xs * 0.5])),
+        (twice, xs),
+    ):
+        expected = transformed(by_hand)(model, data)
+        for found in (transformed(loss)(model, data), pn.jit(transformed(loss), backend="eager")(model, data)):
+            assert pn.tree.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def test_plain_autograd_through_a_jitted_loop(device: torch.device) -> None:
+    """Outside of everything, `backward` through the compiled function gives the eager gradients."""
+    _, xs = _start(device)
+    weight = torch.full((3,), 0.7, dtype=DOUBLE, device=device, requires_grad=True)
+
+    def run(weight: Tensor, xs: Tensor) -> Tensor:
+        return pn.scan(lambda h, x: (torch.tanh(h * weight + x), None), xs[0], xs)[0].sum()
+
+    (expected,) = torch.autograd.grad(run(weight, xs), weight)
+    for backend in ("aot_eager", "inductor"):
+        (found,) = torch.autograd.grad(pn.jit(run, backend=backend)(weight, xs), weight)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-13)
+
+
+def test_stateful_bodies_return_their_buffers(device: torch.device) -> None:
+    """The new buffers of each step's layer come back stacked, in eager and under jit."""
+    keys = pn.random.split(pn.random.key(0, device), 4)
+    layers = pn.ensemble(lambda key: Sequential.of(Linear.init(key, 3, 3), BatchNorm1d.init(3, device=device), Tanh()))(
+        keys
+    )
+    x = pn.random.normal(pn.random.key(1, device), (8, 3))
+
+    def run(layers: Sequential, x: Tensor) -> tuple[Tensor, Sequential]:
+        def body(x: Tensor, layer: Sequential) -> tuple[Tensor, Sequential]:
+            y, new = layer(x, train=True)
+            return y, pn.tree.partition(new, kind="buffer")[0]
+
+        return pn.scan(body, x, layers)
+
+    y, buffers = run(layers, x)
+    expected = []
+    for layer in pn.tree.unstack(layers):
+        x_next, new = layer(x if not expected else x_next, train=True)
+        expected.append(pn.tree.partition(new, kind="buffer")[0])
+    assert pn.tree.allclose((y, buffers), (x_next, pn.tree.stack(expected)), atol=1e-6)
+    assert pn.tree.allclose(pn.jit(run, backend="aot_eager")(layers, x), (y, buffers), atol=1e-6)
+
+
+def test_keys(device: torch.device) -> None:
+    """Draws inside are those of the keys, under jit and with rematerialisation as well."""
+    keys = pn.random.split(pn.random.key(3, device), 5)
+    x = torch.ones(64, device=device)
+
+    def run(x: Tensor, remat: bool) -> Tensor:
+        return pn.scan(lambda h, key: (Dropout(0.5)(h, key=key) + 0.1, None), x, keys, remat=remat)[0]
+
+    expected = x
+    for key in keys:
+        expected = Dropout(0.5)(expected, key=key) + 0.1
+    for remat in (False, True):
+        assert torch.equal(run(x, remat), expected)
+        assert torch.equal(pn.jit(lambda x, r=remat: run(x, r), backend="eager")(x), expected)
+        gradient = pn.grad(lambda x, r=remat: run(x, r).sum())(x)
+        assert torch.equal(gradient, pn.grad(lambda x: run(x, False).sum())(x))
+
+
+def test_one_trace_of_the_body(device: torch.device) -> None:
+    """Under jit the body runs as often for 32 steps as for 4, and the graph is as long."""
+    counts, lengths = [], []
+    for steps in (4, 32):
+        calls = 0
+
+        def body(h: Tensor, w: Tensor) -> tuple[Tensor, None]:
+            nonlocal calls
+            calls += 1
+            return torch.tanh(h * w), None
+
+        def loss(ws: Tensor, body=body) -> Tensor:
+            return pn.scan(body, torch.ones(2, device=device), ws)[0].sum()
+
+        lowered = pn.jit(pn.grad(loss), backend="eager").lower(torch.ones(steps, 2, device=device))
+        counts.append(calls)
+        lengths.append(len(lowered.graph.graph.nodes))
+        assert str(lowered).count("class ") == 3  # the whole, the step, the step back
+    assert counts[0] == counts[1] <= 2
+    assert lengths[0] == lengths[1]
+
+
+@pytest.mark.slow
+def test_compile_time_does_not_grow(device: torch.device) -> None:
+    """Compiling a gradient through 64 layers takes not much longer than through 4."""
+    seconds = []
+    for steps in (2, 4, 64):  # the first one starts the compiler
+
+        def loss(ws: Tensor, scale: float = float(steps)) -> Tensor:
+            return pn.scan(lambda h, w: (torch.tanh(h @ w) * scale, None), torch.ones(2, 8, device=device), ws)[0].sum()
+
+        before = time.perf_counter()
+        pn.jit(pn.grad(loss))(torch.full((steps, 8, 8), 0.1, device=device))
+        seconds.append(time.perf_counter() - before)
+    assert seconds[2] < 3 * seconds[1]
+
+
+def test_unrolled(device: torch.device) -> None:
+    """With unroll the graph has every step."""
+    _, xs = _start(device)
+    run = pn.jit(lambda xs: pn.scan(lambda h, x: (h.sin() + x, None), xs[0], xs, unroll=True)[0], backend="eager")
+    assert str(run.lower(xs)).count("aten.sin") == 4
+
+
+def test_memory_under_the_lean_gradient(device: torch.device) -> None:
+    """remat keeps the carries only: the graph of a loop over deep steps holds few tensors."""
+    held: list[int] = []
+
+    def deep(h: Tensor, w: Tensor) -> tuple[Tensor, None]:
+        for _ in range(10):
+            h = torch.tanh(h * w)
+        return h, None
+
+    for remat in (False, True):
+        saved = 0
+
+        def count(x: Tensor) -> Tensor:
+            nonlocal saved
+            saved += x.numel()
+            return x
+
+        ws = torch.ones(4, 50, device=device, requires_grad=True)
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            pn.scan(deep, torch.ones(50, device=device), ws, remat=remat)
+        held.append(saved)
+    assert held[1] < 0.3 * held[0]
+
+
+def test_errors(device: torch.device) -> None:
+    """Wrong use says what was wrong, where, and what to do."""
+    x = torch.ones(3, 2, device=device)
+
+    def fails(kind: type[Exception], text: str, *args: object, **options: object) -> None:
+        with pytest.raises(kind) as error:
+            pn.scan(*args, **options)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        assert str(error.value) == text
+
+    fails(
+        StructureError,
+        "scan: the carry must be a tree of tensors, but 'n' is 0: what changes from step to step cannot be a part of "
+        "the structure. Use torch.tensor(0).",
+        lambda c, x: (c, None),
+        {"n": 0},
+        x,
+    )
+    fails(
+        ShapeError,
+        "scan: 'b' of xs is f32[] and has no leading axis to loop over.",
+        lambda c, x: (c, None),
+        x[0],
+        {"a": x, "b": x.sum()},
+    )
+    fails(
+        ShapeError,
+        "scan: the numbers of steps differ: 'a' of xs is f32[3,2] but 'b' of xs is f32[2].",
+        lambda c, x: (c, None),
+        x[0],
+        {"a": x, "b": x[0]},
+    )
+    fails(
+        ShapeError,
+        "scan: the numbers of steps differ: length=4 but the tree itself of xs is f32[3,2].",
+        lambda c, x: (c, None),
+        x[0],
+        x,
+        4,
+    )
+    fails(
+        ArgumentError,
+        "scan: nothing says how many steps there are: give xs with tensors, or length.",
+        lambda c, x: (c, None),
+        x[0],
+    )
+    fails(ArgumentError, "scan: length must be at least 0, got -1.", lambda c, x: (c, None), x[0], length=-1)
+    fails(
+        TransformError,
+        "scan: the body must return a pair (carry, y), got a Tensor. Return (carry, None) if there is nothing to "
+        "collect.",
+        lambda c, x: c + x,
+        x[0],
+        x,
+    )
+    fails(
+        StructureError,
+        "scan: the carry that the body returns must look like the one that it gets, but 'h' is f32[2] there and f64[2] "
+        "here.",
+        lambda c, x: ({"h": (c["h"] + x).double()}, None),
+        {"h": x[0]},
+        x,
+    )
+    fails(
+        StructureError,
+        "scan: the carry that the body returns must have the structure of the one that it gets; they differ at the "
+        "top: a dict against a tuple.",
+        lambda c, x: ((c["h"],), None),
+        {"h": x[0]},
+        x,
+    )
+
+
+def test_errors_under_jit(device: torch.device) -> None:
+    """What a traced body must not do is said as by jit."""
+    x = torch.ones(3, 2, device=device)
+
+    def branching(c: Tensor, row: Tensor) -> tuple[Tensor, None]:
+        return (c if row.sum() > 0 else -c), None
+
+    with pytest.raises(TraceError, match=r"^scan: the function asks for the value of a traced tensor .*test_scan\.py:"):
+        pn.jit(lambda x: pn.scan(branching, x[0], x)[0], backend="eager")(x)
+
+    def writing(c: Tensor, row: Tensor) -> tuple[Tensor, None]:
+        row.add_(1)
+        return c + row, None
+
+    with pytest.raises(MutationError, match=r"^scan: the function writes in place into its argument 1 "):
+        pn.jit(lambda x: pn.scan(writing, x[0], x)[0], backend="eager")(x)
+
+
+_GLOBAL: list[Tensor] = []
+
+
+def _uses_a_global(c: Tensor, row: Tensor) -> tuple[Tensor, None]:
+    return c + row * _GLOBAL[0], None
+
+
+def test_a_batched_global_is_refused_under_jit(device: torch.device) -> None:
+    """A tensor of a transformation around the loop that cannot be found is an error, not a wrong answer."""
+    x = torch.ones(3, 2, device=device)
+
+    def one(scale: Tensor) -> Tensor:
+        _GLOBAL[:] = [scale]
+        return pn.scan(_uses_a_global, x[0], x)[0]
+
+    with pytest.raises(TraceError) as error:
+        pn.jit(pn.vmap(one), backend="eager")(torch.ones(4, device=device))
+    assert str(error.value) == (
+        "scan: the body reaches a tensor of a transformation around it through a global variable or an object's "
+        f"attribute, where it cannot be found at test_scan.py:{_uses_a_global.__code__.co_firstlineno + 1} "
+        "(`return c + row * _GLOBAL[0], None`). Pass it as a part of the carry, or refer to it by a local variable "
+        "of the surrounding function."
+    )
