@@ -39,11 +39,29 @@ def check_spatial(family: str, x: Tensor, dimensions: int, *, channels: int | No
     Raises:
         ShapeError: `x` has another number of dimensions or channels.
     """
-    if x.ndim - dimensions in (1, 2) and (channels is None or x.size(-1 - dimensions) == channels):
-        return
+    if x.ndim - dimensions not in (1, 2) or (channels is not None and x.size(-1 - dimensions) != channels):
+        raise _misfit(f"{family}{dimensions}d", x, dimensions, channels)
+
+
+def check_images(name: str, x: Tensor, *, channels: int | None = None) -> None:
+    """Require ``[batch, channels, height, width]`` or ``[channels, height, width]``.
+
+    Args:
+        name: the layer function's name.
+        x: the input.
+        channels: how many channels it must have; None for any number.
+
+    Raises:
+        ShapeError: `x` has another number of dimensions or channels.
+    """
+    if x.ndim not in (3, 4) or (channels is not None and x.size(-3) != channels):
+        raise _misfit(name, x, 2, channels)
+
+
+def _misfit(name: str, x: Tensor, dimensions: int, channels: int | None) -> ShapeError:
     rest = f"{'channels' if channels is None else channels}, {_NAMES[dimensions]}"
     hint = "" if channels is None else f" If its channels come last, move them: x.movedim(-1, {-1 - dimensions})."
-    raise ShapeError(f"{family}{dimensions}d: x must be [batch, {rest}] or [{rest}], got shape {list(x.shape)}.{hint}")
+    return ShapeError(f"{name}: x must be [batch, {rest}] or [{rest}], got shape {list(x.shape)}.{hint}")
 
 
 def check_output_size(

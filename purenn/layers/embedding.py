@@ -69,22 +69,7 @@ class Embedding(Layer):
         Raises:
             ArgumentError: `padding_idx` is outside the table, or `sparse` is True.
         """
-        if sparse:
-            raise ArgumentError(
-                "Embedding.init: sparse=True is not supported, because torch's sparse gradients have no second "
-                "derivatives and no batching rules. Leave it out: the gradient is then a dense tensor of equal value."
-            )
-        if padding_idx is not None:
-            if not -num_embeddings <= padding_idx < num_embeddings:
-                raise ArgumentError(
-                    f"Embedding.init: padding_idx must lie between {-num_embeddings} and {num_embeddings - 1} for "
-                    f"num_embeddings={num_embeddings}, got {padding_idx}."
-                )
-            padding_idx %= num_embeddings
-        weight = initializers.normal(key, (num_embeddings, embedding_dim), dtype=dtype, device=device)
-        if padding_idx is not None:
-            rows = torch.arange(num_embeddings, device=weight.device).unsqueeze(-1)
-            weight = torch.where(rows == padding_idx, 0, weight)
+        weight, padding_idx = draw_table(cls, key, num_embeddings, embedding_dim, padding_idx, sparse, dtype, device)
         return cls(weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
 
     @property
@@ -142,3 +127,33 @@ def _shortened(vectors: Tensor, max_norm: float, norm_type: float) -> Tensor:
 def _counts(indices: Tensor, num_embeddings: int) -> Tensor:
     flat = indices.flatten()
     return flat.new_zeros(num_embeddings).scatter_add(0, flat, torch.ones_like(flat))
+
+
+def draw_table(
+    cls: type,
+    key: Tensor,
+    num_embeddings: int,
+    embedding_dim: int,
+    padding_idx: int | None,
+    sparse: bool,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+) -> tuple[Tensor, int | None]:
+    """The first values of a table and its `padding_idx`, counted from the front; arguments as in `Embedding.init`."""
+    if sparse:
+        raise ArgumentError(
+            f"{cls.__name__}.init: sparse=True is not supported, because torch's sparse gradients have no second "
+            "derivatives and no batching rules. Leave it out: the gradient is then a dense tensor of equal value."
+        )
+    if padding_idx is not None:
+        if not -num_embeddings <= padding_idx < num_embeddings:
+            raise ArgumentError(
+                f"{cls.__name__}.init: padding_idx must lie between {-num_embeddings} and {num_embeddings - 1} for "
+                f"num_embeddings={num_embeddings}, got {padding_idx}."
+            )
+        padding_idx %= num_embeddings
+    weight = initializers.normal(key, (num_embeddings, embedding_dim), dtype=dtype, device=device)
+    if padding_idx is not None:
+        rows = torch.arange(num_embeddings, device=weight.device).unsqueeze(-1)
+        weight = torch.where(rows == padding_idx, 0, weight)
+    return weight, padding_idx

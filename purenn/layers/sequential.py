@@ -143,7 +143,8 @@ def _members(p: Any) -> tuple[Any, ...] | list[Any]:
 
 
 def _split_among(members: Iterable[Any], key: Tensor) -> Iterable[Tensor]:
-    takers = sum("key" in binding.takes for member in members if (binding := binding_of(member)) is not None)
+    bindings = [binding_of(member) for member in members]
+    takers = sum("key" in binding.takes for binding in bindings if binding is not None)
     return random.split(key, takers) if takers else ()
 
 

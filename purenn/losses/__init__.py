@@ -1,5 +1,110 @@
-"""Losses: pure functions of a prediction and a target."""
+"""Losses: pure functions of a prediction and a target, and containers that hold their options."""
 
+from purenn.losses._binary import (
+    BCELoss,
+    BCEWithLogitsLoss,
+    MultiLabelSoftMarginLoss,
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    multi_label_soft_margin_loss,
+)
 from purenn.losses._capsule import margin_loss, reconstruction_loss
+from purenn.losses._cross_entropy import CrossEntropyLoss, NLLLoss, cross_entropy, nll_loss
+from purenn.losses._ctc import CTCLoss, ctc_loss
+from purenn.losses._likelihood import (
+    GaussianNLLLoss,
+    KLDivLoss,
+    PoissonNLLLoss,
+    gaussian_nll_loss,
+    kl_div,
+    poisson_nll_loss,
+)
+from purenn.losses._linear_cross_entropy import LinearCrossEntropyLoss, linear_cross_entropy
+from purenn.losses._margins import (
+    HingeEmbeddingLoss,
+    MultiLabelMarginLoss,
+    MultiMarginLoss,
+    SoftMarginLoss,
+    hinge_embedding_loss,
+    multi_label_margin_loss,
+    multi_margin_loss,
+    soft_margin_loss,
+)
+from purenn.losses._multi_task import UncertaintyWeights, multi_task_loss, uncertainty_weighted_loss
+from purenn.losses._ranking import (
+    CosineEmbeddingLoss,
+    MarginRankingLoss,
+    TripletMarginLoss,
+    TripletMarginWithDistanceLoss,
+    cosine_embedding_loss,
+    margin_ranking_loss,
+    triplet_margin_loss,
+    triplet_margin_with_distance_loss,
+)
+from purenn.losses._regression import (
+    HuberLoss,
+    L1Loss,
+    MSELoss,
+    SmoothL1Loss,
+    huber_loss,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
+from purenn.losses._segmentation import DiceLoss, FocalLoss, dice_loss, focal_loss
 
-__all__ = ["margin_loss", "reconstruction_loss"]
+__all__ = [
+    "BCELoss",
+    "BCEWithLogitsLoss",
+    "CTCLoss",
+    "CosineEmbeddingLoss",
+    "CrossEntropyLoss",
+    "DiceLoss",
+    "FocalLoss",
+    "GaussianNLLLoss",
+    "HingeEmbeddingLoss",
+    "HuberLoss",
+    "KLDivLoss",
+    "L1Loss",
+    "LinearCrossEntropyLoss",
+    "MSELoss",
+    "MarginRankingLoss",
+    "MultiLabelMarginLoss",
+    "MultiLabelSoftMarginLoss",
+    "MultiMarginLoss",
+    "NLLLoss",
+    "PoissonNLLLoss",
+    "SmoothL1Loss",
+    "SoftMarginLoss",
+    "TripletMarginLoss",
+    "TripletMarginWithDistanceLoss",
+    "UncertaintyWeights",
+    "binary_cross_entropy",
+    "binary_cross_entropy_with_logits",
+    "cosine_embedding_loss",
+    "cross_entropy",
+    "ctc_loss",
+    "dice_loss",
+    "focal_loss",
+    "gaussian_nll_loss",
+    "hinge_embedding_loss",
+    "huber_loss",
+    "kl_div",
+    "l1_loss",
+    "linear_cross_entropy",
+    "margin_loss",
+    "margin_ranking_loss",
+    "mse_loss",
+    "multi_label_margin_loss",
+    "multi_label_soft_margin_loss",
+    "multi_margin_loss",
+    "multi_task_loss",
+    "nll_loss",
+    "poisson_nll_loss",
+    "reconstruction_loss",
+    "smooth_l1_loss",
+    "soft_margin_loss",
+    "triplet_margin_loss",
+    "triplet_margin_with_distance_loss",
+    "uncertainty_weighted_loss",
+]

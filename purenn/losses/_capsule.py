@@ -1,14 +1,11 @@
 """The losses that capsule networks are trained with."""
 
-from typing import Literal
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from purenn.errors import ArgumentError, ShapeError
-
-Reduction = Literal["mean", "sum", "none"]
+from purenn.errors import ShapeError
+from purenn.losses._reduction import Reduction, reduced
 
 
 def margin_loss(
@@ -80,18 +77,3 @@ def reconstruction_loss(
         )
     axes = tuple(range(-event_dims, 0))
     return reduced(weight * (reconstruction - image).square().sum(axes), reduction)
-
-
-def reduced(loss: Tensor, reduction: str) -> Tensor:
-    """A loss per example reduced over the batch.
-
-    Raises:
-        ArgumentError: an unknown reduction.
-    """
-    if reduction == "mean":
-        return loss.mean()
-    if reduction == "sum":
-        return loss.sum()
-    if reduction == "none":
-        return loss
-    raise ArgumentError(f"reduction must be 'mean', 'sum' or 'none', got {reduction!r}.")
