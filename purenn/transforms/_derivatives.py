@@ -6,6 +6,7 @@ from typing import Any
 
 import optree
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from purenn.errors import ArgumentError, GradientError, StructureError
@@ -13,14 +14,14 @@ from purenn.transforms._leaves import Argument, Problem, problem, split_aux
 from purenn.transforms._translate import translated
 from purenn.tree._holes import HOLE
 from purenn.tree._map import first_difference
-from purenn.tree._walk import short
+from purenn.tree._walk import same_structure, short
 
 
 class _Flat:
     """A call as a function from tensors to tensors, which remembers the structure of its results."""
 
-    def __init__(self, name: str, call: Problem, has_aux: bool) -> None:
-        self.name, self.call, self.has_aux = name, call, has_aux
+    def __init__(self, name: str, call: Problem, has_aux: bool, *, real: bool = False) -> None:
+        self.name, self.call, self.has_aux, self.real = name, call, has_aux, real
         self.spec: Any = None
         self.rest: tuple[Any, list[Any]] = (None, [])
 
@@ -28,11 +29,13 @@ class _Flat:
         out, aux = split_aux(self.name, self.call.call(values), self.has_aux)
         leaves, self.spec = optree.tree_flatten(out)
         for leaf, path in zip(leaves, optree.tree_paths(out), strict=True):
-            if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or leaf.is_complex()):
+            if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or (leaf.is_complex() and not self.real)):
                 where = f" at {'.'.join(map(str, path))!r}" if path else ""
+                complex_ = isinstance(leaf, Tensor) and leaf.is_complex()
                 raise GradientError(
                     f"{self.name}: the function must return floating-point tensors, got {short(leaf)}{where}. Return "
                     f"everything else with has_aux=True, as (output, auxiliary)."
+                    + (" A complex z can be returned as torch.view_as_real(z)." if complex_ else "")
                 )
         if not self.has_aux:
             return leaves
@@ -74,7 +77,7 @@ def vjp(fn: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[A
 
     def pull(cotangent: Any) -> Any:
         given, got = optree.tree_flatten(cotangent)
-        if got != spec:
+        if not same_structure(got, spec):
             where, reason = first_difference(output, cotangent, ())
             raise StructureError(
                 f"vjp: the cotangent must have the structure of the output; they differ at {where}: {reason}."
@@ -175,28 +178,89 @@ def jacrev(
     Raises:
         GradientError: nothing to differentiate, or an output that has no derivative.
     """
-    return _jacobian("jacrev", functools.partial(torch.func.jacrev, chunk_size=chunk_size), fn, argnums, has_aux)
+    return _jacobian("jacrev", functools.partial(_by_rows, chunk_size=chunk_size), fn, argnums, has_aux)
 
 
 def jacfwd(fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0, *, has_aux: bool = False) -> Callable[..., Any]:
     """The Jacobian by forward mode: best where there are fewer parameters than outputs. Otherwise as `jacrev`."""
-    return _jacobian("jacfwd", torch.func.jacfwd, fn, argnums, has_aux)
+    return _jacobian("jacfwd", _by_columns, fn, argnums, has_aux)
 
 
 def _jacobian(
-    name: str, transform: Callable[..., Any], fn: Callable[..., Any], argnums: int | tuple[int, ...], has_aux: bool
+    name: str,
+    blocks_of: Callable[[_Flat], tuple[Any, ...]],
+    fn: Callable[..., Any],
+    argnums: int | tuple[int, ...],
+    has_aux: bool,
 ) -> Callable[..., Any]:
     @functools.wraps(fn)
     def jacobian(*args: Any, **kwargs: Any) -> Any:
         call = problem(name, fn, args, kwargs, argnums)
-        flat = _Flat(name, call, has_aux)
+        _require_real(name, call)
+        flat = _Flat(name, call, has_aux, real=True)
         with translated(name):
-            result = transform(flat, has_aux=has_aux)(call.values)
-        rows, extra = result if has_aux else (result, None)
-        tree = flat.out([call.derivative(row) for row in rows])
-        return (tree, flat.aux(extra)) if has_aux else tree
+            blocks, *extra = blocks_of(flat)
+        tree = flat.out([call.derivative(row) for row in blocks])
+        return (tree, flat.aux(extra[0])) if has_aux else tree
 
     return jacobian
+
+
+def _require_real(name: str, call: Problem) -> None:
+    for position, argument in zip(call.positions, call.arguments, strict=True):
+        for number in argument.chosen:
+            path, value = argument.structure.leaves[number].path, argument.leaves[number]
+            if value.is_complex():
+                raise GradientError(
+                    f"{name}: argument {position}{f', {path!r},' if path else ''} is {short(value)}, but Jacobians are "
+                    f"of real tensors: pass torch.view_as_real(z), and make it complex again in the function."
+                )
+
+
+# The two functions below return, for every output, the derivatives with respect to every value, and the tensors of the
+# auxiliary output if there is one. They do what torch.func.jacrev and jacfwd do, whose unit vectors torch 2.11 cannot
+# trace.
+
+
+def _by_rows(flat: _Flat, chunk_size: int | None) -> tuple[Any, ...]:
+    values = flat.call.values
+    outputs, pull, *extra = torch.func.vjp(flat, values, has_aux=flat.has_aux)
+    rows = torch.func.vmap(lambda unit: pull(unit)[0], chunk_size=chunk_size)(_unit_vectors(outputs))
+    sizes = [output.numel() for output in outputs]
+    columns = [
+        [block.reshape(output.shape + value.shape) for output, block in zip(outputs, row.split(sizes), strict=True)]
+        for value, row in zip(values, rows, strict=True)
+    ]
+    return [list(blocks) for blocks in zip(*columns, strict=True)], *extra
+
+
+def _by_columns(flat: _Flat) -> tuple[Any, ...]:
+    values = flat.call.values
+
+    def push(unit: list[Tensor]) -> tuple[Any, ...]:
+        return torch.func.jvp(flat, (values,), (unit,), has_aux=flat.has_aux)[1:]
+
+    moved, *extra = torch.func.vmap(push)(_unit_vectors(values))
+    sizes = [value.numel() for value in values]
+    blocks = [
+        [
+            block.reshape(block.shape[:-1] + value.shape)
+            for value, block in zip(values, along.movedim(0, -1).split(sizes, -1), strict=True)
+        ]
+        for along in moved
+    ]
+    return blocks, *([tensor[0] for tensor in tensors] for tensors in extra)
+
+
+def _unit_vectors(tensors: list[Tensor]) -> list[Tensor]:
+    """Each element's direction: for every tensor [number of all elements, *its shape]."""
+    total, start, parts = sum(tensor.numel() for tensor in tensors), 0, []
+    for tensor in tensors:
+        size = tensor.numel()
+        unit = torch.eye(size, dtype=tensor.dtype, device=tensor.device)
+        parts.append(F.pad(unit, (0, 0, start, total - start - size)).reshape((total, *tensor.shape)))
+        start += size
+    return parts
 
 
 def hessian(fn: Callable[..., Any], argnums: int | tuple[int, ...] = 0) -> Callable[..., Any]:

@@ -1,6 +1,8 @@
 """Tracing a flat function of tensors to a graph, and what is checked and changed there before it is compiled."""
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
@@ -8,6 +10,7 @@ import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
+from torch.overrides import TorchFunctionMode
 
 from purenn.errors import MutationError, PurennError, TraceError
 from purenn.transforms._translate import place
@@ -26,8 +29,31 @@ def trace(
     Raises:
         TraceError: the function needs a value that only a real run has.
     """
-    with explained(name), mode:
+    with explained(name), mode, _Unprintable():
         return graph_of(flat, [mode.from_tensor(tensor) for tensor in tensors])
+
+
+class _PrintedError(Exception):
+    """A traced tensor was written as text."""
+
+
+class _Unprintable(TorchFunctionMode):
+    """Refuses to write a traced tensor as text, which would show no value."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func in _WRITING:
+            # Who asked for it: torch itself may, in a message of its own.
+            frame, outermost = sys._getframe(1), None
+            while frame is not None and frame.f_code.co_filename.startswith(_TORCH):
+                outermost = frame if frame.f_code in _WRITING.values() else outermost
+                frame = frame.f_back
+            if outermost is not None and outermost.f_back is frame:
+                raise _PrintedError
+        return func(*args, **(kwargs or {}))
+
+
+_WRITING = {method: method.__code__ for method in (Tensor.__repr__, Tensor.__format__)}
+_TORCH = os.path.dirname(torch.__file__)
 
 
 def _zeros(size: Sequence[int], **options: Any) -> Tensor:
@@ -65,6 +91,11 @@ def explained(name: str) -> Iterator[None]:
             f"a, b), "
             f"keep the number as a tensor, or pass it as a Python number, which is traced for each value anew."
         ) from error
+    except _PrintedError as error:
+        raise TraceError(
+            f"{name}: the function prints a traced tensor, or makes a text of it{place(error)}. While it is traced "
+            f"there are no values: return the tensor and print the result, or call the function without jit."
+        ) from None
     except DynamicOutputShapeException as error:
         raise TraceError(
             f"{name}: the shape of a result depends on values (a boolean mask as an index, nonzero, "

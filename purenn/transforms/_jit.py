@@ -19,7 +19,8 @@ from purenn.transforms._jit_key import (
     described_leaves,
     guards_for,
     input_labels,
-    make_key,
+    key_of,
+    matched_key,
     ordinal,
     places_of,
     what_changed,
@@ -74,7 +75,8 @@ class _Entry:
     constants: list[Tensor]
     constant_guards: Any
     out_spec: optree.PyTreeSpec
-    out_leaves: list[Any]
+    #: None if all are tensors.
+    out_leaves: list[Any] | None
 
     def fits(self, key: Key, tensors: list[Tensor]) -> bool:
         """Whether the graph is valid for some arguments."""
@@ -86,8 +88,10 @@ class _Entry:
 
     def call(self, tensors: list[Tensor]) -> Any:
         """Run the graph and rebuild the result's tree."""
-        results = iter(self.run(*tensors, *self.constants))
-        leaves = [next(results) if leaf is _TENSOR else leaf for leaf in self.out_leaves]
+        leaves = self.run(*tensors, *self.constants)
+        if self.out_leaves is not None:
+            results = iter(leaves)
+            leaves = [next(results) if leaf is _TENSOR else leaf for leaf in self.out_leaves]
         return optree.tree_unflatten(self.out_spec, leaves)
 
 
@@ -122,12 +126,13 @@ class Jitted(Generic[P, R]):
         if not is_plain() or is_watched():
             return self._fn(*args, **kwargs)
         call = self._split(args, kwargs)
-        key, tensors = make_key(call)
         for entry in self._entries:
-            if entry.fits(key, tensors):
+            found = matched_key(call, entry.key)
+            if found is not None and entry.fits(*found):
                 self._hits += 1
-                return entry.call(tensors)
+                return entry.call(found[1])
         with self._lock:
+            key, tensors = key_of(call)
             entry = self._compile(call, key, tensors)
         return entry.call(tensors)
 
@@ -135,7 +140,7 @@ class Jitted(Generic[P, R]):
         """The traced graph for some arguments, readable by ``str``. Nothing is compiled."""
         call = self._split(args, kwargs)
         with tracing_for(self._tracing()) as tracing:
-            graph = self._trace(call, *make_key(call), tracing)[0]
+            graph = self._trace(call, *key_of(call), tracing)[0]
         return Lowered(graph, called_by(graph))
 
     def cache_info(self) -> CacheInfo:
@@ -237,7 +242,8 @@ class Jitted(Generic[P, R]):
             graph, constants, out_spec, out_leaves = self._trace(call, key, tensors, tracing)
             run = tracing.compiler(graph, [*tensors, *constants])
         guards, more = guards_for(tensors), guards_for(constants)
-        entry = _Entry(key, guards, described, run, constants, more, out_spec, out_leaves)
+        others = None if all(leaf is _TENSOR for leaf in out_leaves) else out_leaves
+        entry = _Entry(key, guards, described, run, constants, more, out_spec, others)
         self._entries.insert(0, entry)
         return entry
 

@@ -1,5 +1,7 @@
 """`pn.jit`: eager numbers from a compiled graph, what the cache is keyed by, and its errors."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from _transform_models import DOUBLE, Affine, Net, inputs, loss, make, net
@@ -346,3 +348,36 @@ def test_error_options(device: torch.device) -> None:
     assert text_of(lambda: plain(lambda a: a + 1, donate_argnums=0)(x.requires_grad_()), ArgumentError) == (
         "jit: argument 0 is donated but requires grad; its old value is needed for the gradient."
     )
+
+
+@pytest.mark.parametrize(
+    "write",
+    [lambda x: print(x), lambda x: f"{x.sum()}", lambda x: f"{x!r}", lambda x: pn.vmap(lambda y: (str(y), y)[1])(x)],
+)
+def test_printing_a_traced_value(device: torch.device, write: Callable[[Tensor], object]) -> None:
+    """A text of a tensor that has no value yet is refused, with the line that made it."""
+
+    def f(x: Tensor) -> Tensor:
+        write(x)
+        return x * 2
+
+    with pytest.raises(TraceError) as error:
+        pn.jit(f, backend="eager")(torch.ones(3, device=device))
+    text = str(error.value)
+    assert text.startswith("jit: the function prints a traced tensor, or makes a text of it at test_jit.py:")
+    assert text.endswith(
+        "While it is traced there are no values: return the tensor and print the result, or call the function without "
+        "jit."
+    )
+
+
+def test_no_trace_for_fresh_instances(device: torch.device) -> None:
+    """A hundred new models of the same structure are served by one graph, without a warning."""
+    p = Sequential.of(Linear.init(pn.random.key(0, device), 3, 4), Tanh(), Linear.init(pn.random.key(1, device), 4, 2))
+    x = torch.ones(5, 3, device=device)
+    step = pn.assert_max_traces(1)(
+        pn.jit(pn.vmap(pn.grad(lambda p, x: p(x).square().sum()), in_dims=(None, 0)), backend="eager")
+    )
+    for n in range(100):
+        step(pn.tree.map(lambda leaf, n=n: leaf * (1 + n), p), x + n)
+    assert step.cache_info() == (99, 1, 1)
