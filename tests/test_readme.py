@@ -16,8 +16,8 @@ def test_example(number: int) -> None:
 
 
 def test_there_is_one_for_every_user_group() -> None:
-    """Per-sample gradients, MAML, ensembles, interoperation and capsule routing each have an example."""
-    assert len(EXAMPLES) == 6
+    """Per-sample gradients, MAML, ensembles, loops, interoperation and capsule routing each have an example."""
+    assert len(EXAMPLES) == 7
 
 
 def test_links_lead_somewhere() -> None:
