@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import bridge
 import purenn as pn
-from purenn.layers import BatchNorm1d, Linear, Sequential, batch_norm, linear
+from purenn.layers import BatchNorm1d, Linear, Sequential, Stack, batch_norm, linear
 
 key = pn.random.key(0)
 x = torch.ones(4, 3)
@@ -64,6 +64,19 @@ def functions() -> None:
     linear(p)  # pyright: ignore[reportCallIssue]
     linear(x, p)  # pyright: ignore[reportArgumentType]
     scale(Scale(x), x, trian=True)  # pyright: ignore[reportCallIssue]
+
+
+def loops_and_ensembles() -> None:
+    """Loops keep the type of their carry, branches that of their results, ensembles that of a model."""
+    p = Linear.init(key, 3, 2)
+    assert_type(pn.scan(lambda c, x: (c.sin(), x), x, x), tuple[Tensor, Any])
+    assert_type(pn.cond(True, torch.sin, torch.cos, x), Tensor)
+    assert_type(pn.while_loop(lambda c: c.sum() > 0, lambda c: c - 1, x), Tensor)
+    assert_type(pn.fori_loop(0, 3, lambda i, c: c * i, x), Tensor)
+    assert_type(pn.ensemble(Linear.init)(pn.random.split(key), 3, 2), Linear)
+    assert_type(pn.soup(p), Linear)
+    assert_type(pn.optim.fit_ensemble(lambda p, x: p(x).sum(), pn.optim.sgd(0.1), p, [(x,)]), tuple[Linear, Tensor])
+    assert_type(Stack.init(key, 2, lambda key: Linear.init(key, 3, 3)), Stack)
 
 
 def trees() -> None:
