@@ -41,6 +41,15 @@ class Like(NamedTuple):
         """Like a tensor."""
         return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
 
+    @property
+    def is_differentiable(self) -> bool:
+        """Whether the dtype has derivatives."""
+        return self.dtype.is_floating_point or self.dtype.is_complex
+
+    def batched(self, size: int) -> "Like":
+        """Like many of these."""
+        return self._replace(shape=(size, *self.shape))
+
     @classmethod
     def row(cls, tensor: Tensor) -> "Like":
         """Like an entry of a tensor."""
@@ -55,7 +64,8 @@ class Program:
         graph: takes tensors, returns a list of tensors that share no storage with them.
         name: equal for programs that compute the same.
         results: fake tensors like the results.
-        kept: for the step of a loop whose gradient may be asked for: which results are the carry before the step.
+        kept: for the step of a loop whose gradient may be asked for: which results are kept for it.
+        back: then, unless it is computed from the step itself, the program of the gradient.
         compiler: makes a function of tensors from a graph and examples of its arguments.
     """
 
@@ -63,6 +73,7 @@ class Program:
     name: str
     results: list[Tensor]
     kept: tuple[int, ...]
+    back: "Program | None"
     compiler: Callable[..., Callable[..., Sequence[Tensor]]]
     _compiled: Callable[..., Sequence[Tensor]] | None = None
 
@@ -137,7 +148,12 @@ def tracing_for(tracing: Tracing) -> Iterator[Tracing]:
 
 
 def close(
-    name: str, fn: Callable[..., Sequence[Tensor]], like: Sequence[Like], *, kept: tuple[int, ...] = ()
+    name: str,
+    fn: Callable[..., Sequence[Tensor]],
+    like: Sequence[Like],
+    *,
+    kept: tuple[int, ...] = (),
+    back: Program | None = None,
 ) -> tuple[Program, list[Tensor]]:
     """Trace a function of tensors to a program.
 
@@ -146,6 +162,7 @@ def close(
         fn: the function; it may close over tensors at any level of transformation.
         like: what its arguments are like.
         kept: see `Program`.
+        back: see `Program`.
 
     Returns:
         The program, which takes the arguments and then what the function closes over; and the latter.
@@ -192,7 +209,8 @@ def close(
     refuse_mutations(name, graph, [*labels, *["a tensor that it closes over"] * (len(outer) + len(constants))])
     returned: Any = graph.graph.output_node().args[0]
     results = [node.meta["val"] for node in returned]
-    made = Program(graph, _name(graph, kept, tracing.kind), results, kept, tracing.compiler)
+    kind = f"{tracing.kind} {kept} {back.name if back else None}"
+    made = Program(graph, _name(graph, kind), results, kept, back, tracing.compiler)
     return _PROGRAMS.setdefault(made.name, made), [*outer, *constants]
 
 
@@ -210,10 +228,10 @@ def _found(name: str) -> Iterator[None]:
         ) from error
 
 
-def _name(graph: fx.GraphModule, kept: tuple[int, ...], kind: str) -> str:
+def _name(graph: fx.GraphModule, kind: str) -> str:
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     described = [(list(value.shape), str(value.dtype), str(value.device)) for value in inputs]
-    return hashlib.sha256(repr((graph.code, described, kept, kind)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((graph.code, described, kind)).encode()).hexdigest()[:16]
 
 
 def _rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:

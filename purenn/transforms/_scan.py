@@ -33,8 +33,7 @@ def scan(
     """Run a body over the leading axis of a tree, handing a value on from step to step.
 
     It is ``for x in xs: carry, y = body(carry, x)`` with the results ``y`` stacked. In eager it is just that loop.
-    Under `pn.jit` the body is traced and compiled once, however many steps there are, and gradients compute each step
-    again from its carry, so that memory does not grow by the steps' intermediate values.
+    Under `pn.jit` the body is traced and compiled once, however many steps there are.
 
     Args:
         body: ``body(carry, x) -> (carry, y)``. The new carry must look like the old one; ``y`` is any tree of tensors
@@ -44,8 +43,8 @@ def scan(
             None.
         length: the number of steps; only needed if `xs` has no tensors.
         reverse: whether to go from the last entry to the first. The stacked results stay in the order of `xs`.
-        remat: whether gradients at the outermost level of an eager function keep only the carry of each step; see
-            `pn.remat`. Under `pn.jit` that is always so, unless `unroll` is True.
+        remat: whether gradients keep only the carry of each step and compute the rest again: always under `pn.jit`, in
+            eager where `pn.remat` does.
         unroll: whether `pn.jit` shall write all steps out: longer to compile, faster for a few small steps.
 
     Returns:
@@ -66,7 +65,7 @@ def scan(
     leaves, structure = flatten(xs)
     steps = _length(leaves, structure, length)
     if not steps or (writes_programs() and not unroll):
-        return _as_operation(body, carry, leaves, structure, steps, reverse)
+        return _as_operation(body, carry, leaves, structure, steps, reverse=reverse, remat=remat)
     step = rematerialised(body) if remat else body
     rows = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * steps for leaf in leaves]
     results: list[list[Any]] = []
@@ -84,7 +83,7 @@ def scan(
 
 
 def _as_operation(
-    body: Body[Any], carry: Any, leaves: list[Any], structure: Structure, length: int, reverse: bool
+    body: Body[Any], carry: Any, leaves: list[Any], structure: Structure, length: int, *, reverse: bool, remat: bool
 ) -> tuple[Any, Any]:
     first, carry_spec = optree.tree_flatten(carry)
     xs = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -111,7 +110,7 @@ def _as_operation(
         last: list[Tensor] = first
         stacked = [empty(result, 0) for result in made.results[len(first) :]]
     else:
-        last, stacked = scan_tensors(step, first, xs, [], length, reverse)
+        last, stacked = scan_tensors(step, first, xs, [], length, reverse=reverse, remat=remat)
     remaining = iter(stacked)
     results = [next(remaining) if leaf is None else leaf for leaf in outcome["constants"]]
     return unflatten(carry_spec, last), unflatten(outcome["spec"], results)

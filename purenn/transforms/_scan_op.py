@@ -7,6 +7,7 @@ import attrs
 import torch
 from torch import Tensor
 
+from purenn.transforms._joint import divide
 from purenn.transforms._operation import (
     LIBRARY,
     Operation,
@@ -30,7 +31,7 @@ Step = Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensors]
 
 
 def scan_tensors(
-    step: Step, carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool
+    step: Step, carry: Tensors, xs: Tensors, constants: Tensors, length: int, *, reverse: bool, remat: bool
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Run ``step(carry, entries of xs, constants) -> [*carry, *results]`` over the leading axis of `xs`.
 
@@ -42,17 +43,43 @@ def scan_tensors(
     def plain(*tensors: Tensor) -> Tensors:
         return step(list(tensors[:first]), list(tensors[first:second]), list(tensors[second:]))
 
-    def saving(*tensors: Tensor) -> Tensors:
-        # A gradient needs the carry as it was before each step, from which the step is computed again.
-        return [*plain(*tensors), *tensors[:first]]
-
     like = [*map(Like.of, carry), *map(Like.row, xs), *map(Like.of, constants)]
     made, outer = close("scan", plain, like)
     own = len(made.results)
     if may_be_differentiated([*carry, *xs, *constants, *outer]):
-        made, outer = close("scan", saving, like, kept=tuple(range(own, own + first)))
-    results = Operation.apply(_Scan(made, first, len(xs), length, reverse), *carry, *xs, *constants, *outer)
+        made = _differentiable(made, [*like, *map(Like.of, outer)], first, remat)
+    results = Operation.apply(_Scan(made, first, len(xs), length, reverse, remat), *carry, *xs, *constants, *outer)
     return list(results[:first]), list(results[first:own])
+
+
+def _differentiable(made: Program, like: list[Like], carry: int, remat: bool) -> Program:
+    """A step that also returns what its gradient needs.
+
+    First the carry as it was before the step, from which the step can be computed again; then, without remat, the
+    intermediate values that a second program, the step's `back`, makes the gradient of.
+    """
+    own = len(made.results)
+    graph, back, residuals = made.graph, None, []
+    if not remat:
+        places = [n for n, item in enumerate(like) if item.is_differentiable]
+        results = differentiable(made.results)
+
+        def joint(*tensors: Tensor) -> Tensors:
+            inputs, cotangents = tensors[: len(like)], placed(own, results, tensors[len(like) :])
+            return [*made.graph(*inputs), *pull(made.graph, inputs, places, cotangents)]
+
+        cotangents = [Like.of(made.results[n]) for n in results]
+        both, _ = close("scan", joint, [*like, *cotangents])
+        graph, backward = divide(both.graph, len(like), own)
+        residuals = [Like.of(node.meta["val"]) for node in graph.graph.output_node().args[0][own:]]  # pyright: ignore
+        back, _ = close("scan", backward, [*like, *residuals, *cotangents])
+
+    def saving(*tensors: Tensor) -> Tensors:
+        results = graph(*tensors)
+        return [*results[:own], *tensors[:carry], *results[own:]]
+
+    count = own + carry + len(residuals)
+    return close("scan", saving, like, kept=tuple(range(own, count)), back=back)[0]
 
 
 @attrs.frozen(eq=False)
@@ -64,10 +91,11 @@ class _Scan:
     xs: int
     length: int
     reverse: bool
+    remat: bool
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """Where the values of the carry before each step are."""
+        """Where the results are that the gradient needs."""
         return self.step.kept
 
     def split(self, items: Sequence[Any]) -> tuple[list[Any], list[Any], list[Any]]:
@@ -86,21 +114,37 @@ class _Scan:
         summed = [n for n in wanted if n >= start]
         places = [*carries, *(n for n in wanted if self.carry <= n < start), *summed]
         results = [n for n in range(self.carry, len(cotangents)) if cotangents[n] is not None]
+        # In a derivative of this one what was kept has a cotangent as well, and only the whole step knows what of.
+        again = self.step.back is None or any(n in self.kept for n in results)
 
         def step(state: list[Tensor], entries: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
-            before, rows, given = self.split(entries)
             above, sums = state[: len(carries)], state[len(carries) :]
+            saved, rest = entries[: len(kept)], entries[len(kept) :]
+            rows, given = rest[: self.xs], rest[self.xs :]
+            point = [*saved[: self.carry], *rows, *shared]
             full = placed(len(self.step.results), [*carries, *results], [*above, *given])
-            found = pull(self.step.graph, [*before, *rows, *shared], places, full)
-            rest = len(found) - len(sums)
-            added = [total + more for total, more in zip(sums, found[rest:], strict=True)]
-            return [*found[: len(carries)], *added, *found[len(carries) : rest]]
+            if again:
+                found = pull(self.step.graph, point, places, full)
+            else:
+                found = self._back(point, saved[self.carry :], full, places)
+            first = len(found) - len(sums)
+            added = [total + more for total, more in zip(sums, found[first:], strict=True)]
+            return [*found[: len(carries)], *added, *found[len(carries) : first]]
 
         first = [zeros_like(carry[n]) if cotangents[n] is None else cotangents[n] for n in carries]
         first += [zeros_like(tensors[n]) for n in summed]
         entries = [*kept, *xs, *at(cotangents, results)]
-        last, stacked = scan_tensors(step, first, entries, constants, self.length, not self.reverse)
+        last, stacked = scan_tensors(
+            step, first, entries, constants, self.length, reverse=not self.reverse, remat=self.remat
+        )
         return placed(len(tensors), places, [*last[: len(carries)], *stacked, *last[len(carries) :]])
+
+    def _back(self, point: Tensors, residuals: Tensors, cotangents: list[Any], places: list[int]) -> list[Tensor]:
+        assert self.step.back is not None
+        own = [result for n, result in enumerate(self.step.results) if n not in self.kept]
+        filled = [empty(own[n]).zero_() if (c := cotangents[n]) is None else c for n in differentiable(own)]
+        gradients = self.step.back.graph(*point, *residuals, *filled)
+        return at(placed(len(point), differentiable(point), gradients), places)
 
     def push(self, tensors: Tensors, tangents: Sequence[Tensor | None]) -> list[Any]:
         # The same loop with the tangents beside what they belong to.
@@ -121,7 +165,7 @@ class _Scan:
             ]
 
         state, entries, shared = [[*part, *beside] for part, beside in zip((carry, xs, constants), moving, strict=True)]
-        last, stacked = scan_tensors(step, state, entries, shared, self.length, self.reverse)
+        last, stacked = scan_tensors(step, state, entries, shared, self.length, reverse=self.reverse, remat=self.remat)
         own = len(self.step.results) - self.carry
         return placed(len(self.step.results), results, [*last[self.carry :], *stacked[own:]])
 
@@ -133,9 +177,26 @@ class _Scan:
         xs, constants = moved(xs, x_dims, 1), moved(constants, constant_dims)
         dims = (*[0] * self.carry, *(None if dim is None else 0 for dim in (*x_dims, *constant_dims)))
         like = [*map(Like.of, carry), *map(Like.row, xs), *map(Like.of, constants)]
-        made, _ = close("scan", torch.func.vmap(self.step.graph, dims), like, kept=self.kept)
+        back = self._batched_back(size, dims, like)
+        made, _ = close("scan", torch.func.vmap(self.step.graph, dims), like, kept=self.kept, back=back)
         results = Operation.apply(attrs.evolve(self, step=made), *carry, *xs, *constants)
         return results, tuple(0 if n < self.carry else 1 for n in range(len(results)))
+
+    def _batched_back(self, size: int, dims: tuple[int | None, ...], like: list[Like]) -> Program | None:
+        if self.step.back is None:
+            return None
+        results = [Like.of(result) for result in self.step.results]
+        own = [item for n, item in enumerate(results) if n not in self.kept and item.is_differentiable]
+        added = [item.batched(size) for item in (*at(results, self.kept[self.carry :]), *own)]
+        many = torch.func.vmap(self.step.back.graph, (*dims, *[0] * len(added)))
+        batched_places = [dims[n] is not None for n, item in enumerate(like) if item.is_differentiable]
+
+        def back(*tensors: Tensor) -> list[Tensor]:
+            # What all examples share gets the sum of their gradients.
+            pairs = zip(many(*tensors), batched_places, strict=True)
+            return [gradient if own else gradient.sum(0) for gradient, own in pairs]
+
+        return close("scan", back, [*like, *added])[0]
 
 
 def _run(carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, step: str) -> list[Tensor]:
@@ -158,7 +219,8 @@ def _fake(carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse:
 
 def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     carry, xs, constants, length, reverse, step = inputs
-    ctx.plan = _Scan(program(step), len(carry), len(xs), length, reverse)
+    made = program(step)
+    ctx.plan = _Scan(made, len(carry), len(xs), length, reverse, made.back is None)
     ctx.sizes = len(carry), len(xs), len(constants)
     ctx.save_for_backward(*carry, *xs, *constants, *at(output, ctx.plan.kept))
 

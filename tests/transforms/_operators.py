@@ -81,9 +81,11 @@ def _flat_rows(tree: Net, dims: int) -> Tensor:
     return torch.cat(parts, 1)
 
 
-def _scan(f: Function) -> Function:
+def scan_of(f: Function, *, remat: bool = False) -> Function:
+    """The values of a function for two inputs, by a loop."""
+
     def run(p: Net, x: Tensor) -> Tensor:
-        total, rows = pn.scan(lambda total, x: (total + x.sum(), f(p, x)), x.new_zeros(()), _shifted(x))
+        total, rows = pn.scan(lambda total, x: (total + x.sum(), f(p, x)), x.new_zeros(()), _shifted(x), remat=remat)
         return torch.cat([total[None], rows.flatten()])
 
     return run
@@ -100,7 +102,7 @@ OPERATORS: dict[str, Callable[[Function], Function]] = {
     "vmap": lambda f: lambda p, x: pn.vmap(f, in_dims=(None, 0))(p, _shifted(x)).flatten(),
     "jit": lambda f: pn.jit(f, backend="eager"),
     "remat": lambda f: pn.remat(f),
-    "scan": _scan,
+    "scan": scan_of,
 }
 
 # By hand, on the vector of trainable numbers.

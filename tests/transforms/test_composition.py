@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _operators import BY_HAND, OPERATORS, numbers_of, with_numbers
+from _operators import BY_HAND, OPERATORS, numbers_of, scan_of, with_numbers
 from _transform_models import make, net
 from torch import Tensor
 
@@ -50,10 +50,11 @@ def test_compiled_loops(other: str, scan_is: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("outer", NAMES)
 @pytest.mark.parametrize("middle", ["grad", "jvp", "vmap"])
-def test_loops_three_deep_under_jit(outer: str, middle: str, device: torch.device) -> None:
+@pytest.mark.parametrize("remat", [False, True])
+def test_loops_three_deep_under_jit(outer: str, middle: str, remat: bool, device: torch.device) -> None:
     """Derivatives and batched forms of derivatives and batched forms of a compiled loop are right as well."""
     p, x = make(device), _x(device)
-    composed = pn.jit(OPERATORS[outer](OPERATORS[middle](OPERATORS["scan"](net))), backend="eager")
+    composed = pn.jit(OPERATORS[outer](OPERATORS[middle](scan_of(net, remat=remat))), backend="eager")
     _agree(composed(p, x), _expected(p, x, outer, middle, "scan"))
 
 

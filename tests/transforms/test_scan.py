@@ -335,3 +335,19 @@ def test_a_batched_global_is_refused_under_jit(device: torch.device) -> None:
         "(`return c + row * _GLOBAL[0], None`). Pass it as a part of the carry, or refer to it by a local variable "
         "of the surrounding function."
     )
+
+
+def test_remat_under_jit(device: torch.device) -> None:
+    """With remat the compiled loop keeps its carries for the gradient, without it intermediate values as well."""
+
+    def kept(remat: bool) -> int:
+        def loss(ws: Tensor) -> Tensor:
+            body = lambda h, w: ((h * w).sin().exp(), None)  # noqa: E731
+            return pn.scan(body, torch.ones(2, device=device), ws, remat=remat)[0].sum()
+
+        graph = pn.jit(pn.grad(loss), backend="eager").lower(torch.ones(4, 2, device=device)).graph
+        first = next(node for node in graph.graph.nodes if "purenn.scan" in str(node.target))
+        return len(first.meta["val"])
+
+    assert kept(remat=True) == 2  # the last carry, and the carry before each step
+    assert kept(remat=False) == 4  # and the product, and its exponential's argument or value
