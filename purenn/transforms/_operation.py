@@ -124,17 +124,25 @@ def tangents_at(tensors: Tensors, places: Sequence[int], tangents: Sequence[Tens
 
 def pull(fn: Flat, tensors: Tensors, places: Sequence[int], cotangents: Sequence[Tensor | None]) -> list[Tensor]:
     """Gradients for the tensors at some places, given cotangents of the results, None for some."""
+    return value_and_pull(fn, tensors, places, cotangents)[1]
+
+
+def value_and_pull(
+    fn: Flat, tensors: Tensors, places: Sequence[int], cotangents: Sequence[Tensor | None]
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The results, and gradients as of `pull`."""
     given = [(n, cotangent) for n, cotangent in enumerate(cotangents) if cotangent is not None]
 
-    def asked(*values: Tensor) -> list[Tensor]:
-        results = fn(*_filled(tensors, places, values))
-        return [results[n] for n, _ in given]
+    def asked(*values: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        results = list(fn(*_filled(tensors, places, values)))
+        return [results[n] for n, _ in given], results
 
     # Not plain autograd on detached leaves: the graph of this gradient is differentiated again for the next order.
     values = at(tensors, places)
     if not values or not given:
-        return [torch.zeros_like(value) for value in values]
-    return list(torch.func.vjp(asked, *values)[1]([cotangent for _, cotangent in given]))
+        return list(fn(*tensors)), [torch.zeros_like(value) for value in values]
+    traced: Any = torch.func.vjp(asked, *values, has_aux=True)
+    return traced[2], list(traced[1]([cotangent for _, cotangent in given]))
 
 
 def push(fn: Flat, tensors: Tensors, places: Sequence[int], tangents: Tensors) -> tuple[list[Tensor], list[Tensor]]:

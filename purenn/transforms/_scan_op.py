@@ -23,6 +23,7 @@ from purenn.transforms._operation import (
     pull,
     push,
     tangents_at,
+    value_and_pull,
     zeros_like,
 )
 from purenn.transforms._program import Like, Program, close, program
@@ -66,7 +67,8 @@ def _differentiable(made: Program, like: list[Like], carry: int, remat: bool) ->
 
         def joint(*tensors: Tensor) -> Tensors:
             inputs, cotangents = tensors[: len(like)], placed(own, results, tensors[len(like) :])
-            return [*made.graph(*inputs), *pull(made.graph, inputs, places, cotangents)]
+            values, gradients = value_and_pull(made.graph, inputs, places, cotangents)
+            return [*values, *gradients]
 
         cotangents = [Like.of(made.results[n]) for n in results]
         both, _ = close("scan", joint, [*like, *cotangents])
