@@ -1,18 +1,25 @@
 """From a container to a module."""
 
-from typing import Any
+from copy import deepcopy
+from typing import Any, overload
 
 import attrs
 from torch import Tensor, nn
 
 from bridge._module import Group, Module
+from bridge._opaque import Opaque
 from purenn.errors import BridgeError
 from purenn.tree._applies import is_stateful
 from purenn.tree._fields import BUFFER, PARAMETER, is_container, spec_of
 from purenn.tree._ties import aliases_of, untie
+from purenn.tree._walk import is_trainable, walk
 
 
-def to_module(p: Any, *, copy: bool = False) -> Module:
+@overload
+def to_module(p: Opaque, *, copy: bool = False) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
+@overload
+def to_module(p: Any, *, copy: bool = False) -> Module: ...
+def to_module(p: Any, *, copy: bool = False) -> nn.Module:
     """Carry a container by a stateful `nn.Module` that runs the same function.
 
     Hooks fire on every inner layer, ``state_dict`` keys are the leaves' paths, and everything that works on modules
@@ -25,7 +32,8 @@ def to_module(p: Any, *, copy: bool = False) -> Module:
             so an optimiser of the module writes into those too.
 
     Returns:
-        The module, in training mode.
+        The module, in training mode. An opaque container, made by `from_module` of someone else's module, becomes a
+        module of the original class, also within other containers.
 
     Raises:
         BridgeError: `p` is no container, or a part of it cannot be a part of a module.
@@ -48,7 +56,9 @@ class _Builder:
     copy: bool
     seen: set[int] = attrs.Factory(set)
 
-    def module(self, p: Any, kind: str, path: str) -> Module:
+    def module(self, p: Any, kind: str, path: str) -> nn.Module:
+        if isinstance(p, Opaque):
+            return self.foreign(p, kind)
         tied = p._marks is not None and p._marks.tied
         aliases = aliases_of(p) if tied else {}
         spec = spec_of(p)
@@ -68,6 +78,23 @@ class _Builder:
             *parent, last = alias.split(".")
             made.get_submodule(".".join(parent)).register_parameter(last, made.get_parameter(leaf))
         return made
+
+    def foreign(self, p: Opaque, kind: str) -> nn.Module:
+        """The original class with the container's tensors in it."""
+        made = deepcopy(p._skeleton.module)
+        aliases = aliases_of(p)
+        for leaf, value in walk(untie(p) if aliases else p):
+            *parent, last = leaf.path.split(".")
+            owner = made.get_submodule(".".join(parent))
+            trained = kind == PARAMETER and is_trainable(leaf, value)
+            tensor = self.own(value)
+            # By assignment, of which some classes (recurrent ones) take note.
+            is_parameter = last in owner._parameters
+            setattr(owner, last, nn.Parameter(tensor, requires_grad=trained) if is_parameter else tensor)
+        for alias, leaf in aliases.items():
+            *parent, last = alias.split(".")
+            setattr(made.get_submodule(".".join(parent)), last, made.get_parameter(leaf))
+        return made.train()
 
     def put(
         self, owner: nn.Module, name: str, value: Any, kind: str, path: str, local: str, frozen: frozenset[str]

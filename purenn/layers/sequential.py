@@ -150,6 +150,9 @@ def _split_among(members: Iterable[Any], key: Tensor) -> Iterable[Tensor]:
 
 def _require_binding(p: Any, position: int, member: Any) -> Binding:
     binding = binding_of(member)
+    if binding is None and isinstance(member, nn.Module):
+        # A foreign module within a module: it keeps its own state and mode.
+        return Binding(nn.Module.__call__, nn.Module.__call__, False, frozenset())
     if binding is None:
         name = position if p.names is None else p.names[position]
         raise ContainerError(

@@ -172,3 +172,49 @@ def test_errors(device: torch.device) -> None:
         "from_module: '0' (LazyLinear) is lazy and has no parameters yet: call the module once on an example input "
         "first."
     )
+
+
+def test_opaque_containers_become_modules_again(device: torch.device) -> None:
+    """to_module gives back the original class with the container's values, ties and frozen parameters."""
+    module = foreign(device)
+    p = pn.tree.map(lambda leaf: leaf * 2 if leaf.is_floating_point() else leaf, bridge.from_module(module))
+    again = bridge.to_module(p, copy=True)
+    assert type(again) is Foreign
+    assert again.head.weight is again.body[0].weight
+    assert not again.head.bias.requires_grad
+    assert list(again.state_dict()) == list(module.state_dict())
+    assert pn.tree.equal(bridge.from_module(again), p)
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64, device=device).reshape(6, 4)
+    assert torch.equal(again.eval()(x), p(x))
+    # The container is not touched by what happens to the module.
+    before = pn.tree.map(torch.clone, p)
+    again.train()(x).square().sum().backward()
+    torch.optim.SGD(again.parameters(), 0.1).step()
+    assert pn.tree.equal(p, before)
+
+
+def test_opaque_parts_of_modules(device: torch.device) -> None:
+    """A foreign module within native containers runs as itself when they are carried by a module, hooks included."""
+    p = pn.layers.Sequential.of(
+        pn.layers.Linear.init(pn.random.key(0), 4, 4, dtype=torch.float64, device=device),
+        bridge.from_module(foreign(device)),
+        pn.layers.Tanh(),
+    )
+    m = bridge.to_module(p, copy=True).eval()
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64, device=device).reshape(6, 4)
+    called = []
+    m.layers[1].register_forward_hook(lambda module, inputs, output: called.append(type(module)))
+    torch.testing.assert_close(m(x), p(x), rtol=0, atol=1e-14)
+    assert called == [Foreign]
+    m.train()
+    m(x)
+    assert not torch.equal(m.layers[1].body[1].running_mean, getattr(p.layers[1].body, "1").running_mean)
+
+
+def test_opaque_recurrent_modules(device: torch.device) -> None:
+    """Modules that keep a list of their weights run on the container's."""
+    torch.manual_seed(0)
+    module = nn.LSTM(4, 3, batch_first=True).double().to(device)
+    p = pn.tree.map(lambda leaf: leaf * 2, bridge.from_module(module))
+    x = torch.linspace(-1, 1, 24, dtype=torch.float64, device=device).reshape(1, 6, 4)
+    torch.testing.assert_close(bridge.to_module(p)(x)[0], p(x)[0])
