@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
 
 # Of a float dtype: the integer dtype of its size, its number of mantissa bits, and sqrt(1/2) and 1 read as integers.
 _BIT_LAYOUT = {
@@ -44,9 +43,9 @@ def logarithm(x: Tensor, excess: Tensor | None = None) -> Tensor:
         excess: ``x - 1`` where it is known better than x itself is: makes the result exact near x = 1.
     """
     integer_dtype, mantissa_bits, root_half, _ = _BIT_LAYOUT[x.dtype]
-    bits = _same_bits(x, integer_dtype) - root_half
+    bits = x.view(integer_dtype) - root_half
     exponent = bits >> mantissa_bits
-    mantissa = _same_bits((bits & ((1 << mantissa_bits) - 1)) + root_half, x.dtype)
+    mantissa = ((bits & ((1 << mantissa_bits) - 1)) + root_half).view(x.dtype)
     numerator = mantissa - 1
     if excess is not None:
         numerator = torch.where(exponent == 0, excess, numerator)
@@ -60,7 +59,7 @@ def square_root(x: Tensor) -> Tensor:
     Halving the exponent is right to 6%; each step of Heron's method squares that error and halves it.
     """
     integer_dtype, _, _, one = _BIT_LAYOUT[x.dtype]
-    root = _same_bits((_same_bits(x, integer_dtype) >> 1) + (one >> 1), x.dtype)
+    root = ((x.view(integer_dtype) >> 1) + (one >> 1)).view(x.dtype)
     for _ in range(_HERON_STEPS[x.dtype]):
         root = (x / root).add_(root).mul_(0.5)
     return root
@@ -78,29 +77,6 @@ def circle(turn: Tensor) -> tuple[Tensor, Tensor]:
     return double_cosine, sine.mul_(cosine).mul_(2)
 
 
-def _same_bits(x: Tensor, dtype: torch.dtype) -> Tensor:
-    # A tensor's bits read as another dtype of the same size. torch 2.11 has no batching rule for that.
-    if torch.compiler.is_compiling() or not is_functorch_wrapped_tensor(x):
-        return x.view(dtype)
-    return _SameBits.apply(x, dtype)
-
-
-class _SameBits(torch.autograd.Function):
-    @staticmethod
-    def forward(x: Tensor, dtype: torch.dtype) -> Tensor:
-        return x.view(dtype)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: Any) -> None:
-        ctx.mark_non_differentiable(output)
-
-    @staticmethod
-    def vmap(  # pyright: ignore[reportIncompatibleMethodOverride]
-        info: Any, in_dims: tuple, x: Tensor, dtype: torch.dtype
-    ) -> tuple[Tensor, int]:
-        return _same_bits(x, dtype), in_dims[0]
-
-
 def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
     *lower, highest = coefficients
     # Multiplication and addition apart: a fused one would round differently where the hardware has it.
@@ -108,3 +84,14 @@ def _polynomial(x: Tensor, coefficients: list[float]) -> Tensor:
     for coefficient in reversed(lower[1:]):
         result.add_(coefficient).mul_(x)
     return result.add_(lower[0])
+
+
+def _view_under_vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dtype: torch.dtype) -> tuple[Tensor, int]:
+    if dtype.itemsize != x.dtype.itemsize:
+        raise RuntimeError("Batching rule not implemented for aten::view.dtype between dtypes of different sizes")
+    return x.view(dtype), in_dims[0]
+
+
+# torch 2.11 has no batching rule for reading bits as another dtype; 2.13 has one.
+if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::view.dtype", "FuncTorchBatched"):
+    torch.library.register_vmap("aten::view.dtype", _view_under_vmap)

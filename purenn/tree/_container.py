@@ -34,6 +34,11 @@ class Layer:
             f"`@pn.applies({type(self).__name__})`."
         )
 
+    def __bool__(self) -> bool:
+        """A layer is true, one that counts its members and has none as well."""
+        # Not only good manners: torch 2.11's dynamo asks before the fields are there.
+        return True
+
 
 @dataclass_transform(frozen_default=True, field_specifiers=(buffer, static, attrs.field))
 def container(cls: type[C]) -> type[C]:
@@ -139,6 +144,12 @@ def _read_spec(cls: type) -> Spec:
         dynamic=tuple(name for name, kind in kinds.items() if kind != STATIC),
         static=tuple(name for name, kind in kinds.items() if kind == STATIC and name != "_marks"),
         by_alias={a.alias: a.name for a in fields},
+        getters={
+            name: value.fget
+            for base in reversed(cls.__mro__)
+            for name, value in vars(base).items()
+            if isinstance(value, property) and value.fget is not None
+        },
     )
 
 

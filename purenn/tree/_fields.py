@@ -68,6 +68,13 @@ class Marks(NamedTuple):
         return f"Marks(frozen={{{', '.join(sorted(self.frozen))}}}, tied={self.tied})"
 
 
+def changed_marks(marks: Marks | None, **changes: Any) -> Marks | None:
+    """Marks with some of them changed; None if nothing is marked any more."""
+    # Not `_replace`: torch 2.11's dynamo cannot return what that makes.
+    new = Marks(**{**(marks or Marks())._asdict(), **changes})
+    return new if new != Marks() else None
+
+
 @attrs.frozen
 class Spec:
     """What `container` knows about a class: its fields by kind, in the order in which they are rebuilt."""
@@ -78,6 +85,8 @@ class Spec:
     dynamic: tuple[str, ...]
     static: tuple[str, ...]
     by_alias: dict[str, str] | None
+    #: The functions of the class's properties, by name.
+    getters: dict[str, Callable[[Any], Any]] = attrs.field(factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -92,4 +101,4 @@ def spec_of(value: Any) -> Spec | None:
 
 def is_container(value: Any) -> bool:
     """Whether `value` is an instance of a class made by `container`."""
-    return hasattr(type(value), "__container_spec__")
+    return getattr(type(value), "__container_spec__", None) is not None

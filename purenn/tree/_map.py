@@ -9,7 +9,7 @@ import torch
 from purenn.errors import StructureError
 from purenn.tree._checks import a_or_an
 from purenn.tree._holes import HOLE
-from purenn.tree._walk import flatten, one_level, unflatten
+from purenn.tree._walk import flatten, one_level, same_structure, unflatten
 
 T = TypeVar("T")
 
@@ -47,12 +47,12 @@ def map(f: Callable[..., Any], tree: T, /, *rest: Any) -> T:
     trees: tuple[Any, ...] = (tree, *rest)
     flat = [optree.tree_flatten(one) for one in trees]
     spec = flat[0][1]
-    if all(other == spec for _, other in flat[1:]):
+    if all(same_structure(other, spec) for _, other in flat[1:]):
         return unflatten(spec, [f(*items) for items in zip(*(values for values, _ in flat), strict=True)])
     flat = [flatten_with_holes(one) for one in trees]
     spec = flat[0][1]
     for other, (_, other_spec) in zip(rest, flat[1:], strict=True):
-        if other_spec != spec:
+        if not same_structure(other_spec, spec):
             raise structures_differ("map", filled(tree), filled(other))
     columns = zip(*(values for values, _ in flat), strict=True)
     return unflatten(spec, [items[0] if any(item is HOLE for item in items) else f(*items) for items in columns])

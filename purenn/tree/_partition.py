@@ -4,12 +4,23 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from purenn.errors import ArgumentError, StructureError
-from purenn.tree._fields import BUFFER, PARAMETER, Marks, is_container
+from purenn.tree._fields import BUFFER, PARAMETER, Marks, changed_marks, is_container
 from purenn.tree._holes import HOLE
 from purenn.tree._map import filled, flatten_with_holes, structures_differ
 from purenn.tree._select import Selection, chosen, select
 from purenn.tree._ties import aliases_of
-from purenn.tree._walk import Entries, Structure, flatten, is_trainable, join, one_level, parse, quoted, unflatten
+from purenn.tree._walk import (
+    Entries,
+    Structure,
+    flatten,
+    is_trainable,
+    join,
+    one_level,
+    parse,
+    quoted,
+    same_structure,
+    unflatten,
+)
 
 T = TypeVar("T")
 
@@ -82,7 +93,7 @@ def combine(first: T, *others: T) -> T:
     flat = [flatten_with_holes(tree) for tree in (first, *others)]
     spec = flat[0][1]
     for other, (_, other_spec) in zip(others, flat[1:], strict=True):
-        if other_spec != spec:
+        if not same_structure(other_spec, spec):
             raise structures_differ("combine", filled(first), filled(other))
     combined = []
     for number, items in enumerate(zip(*(values for values, _ in flat), strict=True)):
@@ -159,9 +170,8 @@ def _marked(node: Any, hit: set[Entries], frozen: bool) -> Any:
     if not is_container(new):
         return new
     own = frozenset([_own_leaf(node, entries) for entries in hit]) - {None}
-    old = new._marks or Marks()
-    marks = old._replace(frozen=old.frozen | own if frozen else old.frozen - own)
-    object.__setattr__(new, "_marks", marks if marks != Marks() else None)
+    old = (new._marks or Marks()).frozen
+    object.__setattr__(new, "_marks", changed_marks(new._marks, frozen=old | own if frozen else old - own))
     return new
 
 

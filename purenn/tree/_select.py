@@ -1,10 +1,12 @@
 """Surgery: selecting nodes of a tree by class, path or predicate, and reading or changing them."""
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
 import attrs
+import torch
 
 from purenn.errors import SelectionError
 from purenn.tree._walk import Entries, join, node_at, one_level, quoted, rebuild_at
@@ -54,13 +56,12 @@ class Selection(Generic[T]):
             SelectionError: two patterns select the same node.
         """
         wanted = [patterns] if isinstance(patterns, str) else list(patterns)
-        tests = [(_compiled(pattern), _leaves_only(pattern)) for pattern in wanted]
         by: dict[Entries, int] = {}
         for top in self.entries:
             for place, node in _nodes(node_at(self.tree, top), top):
                 relative, leaf = join(place[len(top) :]), one_level(node) is None
-                for number, (expression, leaves_only) in enumerate(tests):
-                    if (leaves_only and not leaf) or expression.fullmatch(relative) is None:
+                for number, pattern in enumerate(wanted):
+                    if (_leaves_only(pattern) and not leaf) or not _matches(pattern, relative):
                         continue
                     if by.setdefault(place, number) != number:
                         raise SelectionError(
@@ -170,6 +171,13 @@ def _nodes(node: Any, entries: Entries) -> list[tuple[Entries, Any]]:
     return found
 
 
+# Dynamo need not look into this, and not every version of it can trace regular expressions.
+@torch.compiler.assume_constant_result
+def _matches(pattern: str, path: str) -> bool:
+    return _compiled(pattern).fullmatch(path) is not None
+
+
+@functools.lru_cache(maxsize=512)
 def _compiled(pattern: str) -> re.Pattern[str]:
     parts = pattern.split(".")
     written = ""

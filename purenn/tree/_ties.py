@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purenn.errors import StructureError
 from purenn.tree._checks import a_or_an
-from purenn.tree._fields import Marks, Spec, is_container
+from purenn.tree._fields import Spec, changed_marks, is_container
 from purenn.tree._holes import Alias, Placeholder
 from purenn.tree._replace import replace
 from purenn.tree._walk import Entries, join, node_at, one_level, parse, quoted, rebuild_at, short, walk
@@ -194,8 +194,7 @@ def _follow(root: Any, path: str) -> Any:
 
 def _mark(p: Any, tied: bool) -> Any:
     new = replace(p)
-    marks = (p._marks or Marks())._replace(tied=tied)
-    object.__setattr__(new, "_marks", marks if marks != Marks() else None)
+    object.__setattr__(new, "_marks", changed_marks(p._marks, tied=tied))
     return new
 
 

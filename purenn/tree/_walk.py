@@ -109,6 +109,16 @@ def unflatten(spec: optree.PyTreeSpec, leaves: Iterable[Any]) -> Any:
     return optree.tree_unflatten(spec, leaves)
 
 
+def same_structure(one: Any, other: Any) -> bool:
+    """Whether two optree structures are equal."""
+    if not is_dynamo_compiling():
+        return one == other
+    # The class that takes their place in traced code compares functions too, which torch 2.11's dynamo cannot do.
+    if one.type is not other.type or one._metadata != other._metadata or one.entries() != other.entries():
+        return False
+    return all(same_structure(a, b) for a, b in zip(one.children(), other.children(), strict=True))
+
+
 class Structure(NamedTuple):
     """What is the same for all trees of one structure; made once, then looked up."""
 

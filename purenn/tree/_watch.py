@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-from purenn.tree._fields import Marks, is_container
+from purenn.tree._fields import changed_marks, is_container
 from purenn.tree._replace import replace
 from purenn.tree._walk import Entries, join, one_level
 
@@ -53,7 +53,7 @@ def _marked(node: Any, here: Entries, places: set[Entries]) -> Any:
     pairs = zip(level.entries, level.children, strict=True)
     new = level.rebuild([_marked(child, (*here, entry), places) for entry, child in pairs])
     if here in places:
-        object.__setattr__(new, "_marks", (new._marks or Marks())._replace(watched=join(here)))
+        object.__setattr__(new, "_marks", changed_marks(new._marks, watched=join(here)))
     return new
 
 
@@ -68,7 +68,6 @@ def unwatched(tree: Any) -> Any:
     marks = tree._marks if is_container(tree) else None
     if marks is None or marks.watched is None:
         return tree
-    marks = marks._replace(watched=None)
     plain = replace(tree)
-    object.__setattr__(plain, "_marks", marks if marks != Marks() else None)
+    object.__setattr__(plain, "_marks", changed_marks(marks, watched=None))
     return plain

@@ -21,10 +21,13 @@ class Block(pn.Layer):
     def width(self) -> int:
         return self.fc.weight.shape[0]
 
+    def normalize(self, h: Tensor, *, train: bool) -> tuple[Tensor, BatchNorm1d]:
+        return batch_norm(self.norm, h, train=train)
+
 
 @pn.applies(Block)
 def block(p: Block, x: Tensor, *, key: Tensor | None = None, train: bool = False) -> tuple[Tensor, Block]:
-    h, norm = batch_norm(p.norm, linear(p.fc, x), train=train)
+    h, norm = p.normalize(linear(p.fc, x), train=train)
     assert p.width == h.shape[-1]
     return dropout(p.drop, h.relu(), key=key), pn.replace(p, norm=norm)
 

@@ -80,6 +80,8 @@ def test_is_a_sequence_of_its_members() -> None:
     relu, tanh, sigmoid = layers.ReLU(), layers.Tanh(), layers.Sigmoid()
     p = Sequential.of(relu, tanh, sigmoid)
     assert len(p) == 3
+    assert len(Sequential.of()) == 0
+    assert Sequential.of()
     assert list(p) == [relu, tanh, sigmoid]
     assert p[0] is relu
     assert p[-1] is sigmoid
@@ -170,6 +172,20 @@ def test_compiles_with_key_and_state(device: torch.device) -> None:
     expected, expected_new = call(p, x, key)
     same(y, expected)
     assert pn.tree.allclose(new, expected_new)
+
+
+def test_gradient_compiles(device: torch.device) -> None:
+    """The gradient of a model that is called as a function is one graph, too."""
+    p, x, key = network(device), numbers(6, 3, device=device), pn.random.key(1, device=device)
+
+    def loss(p: Sequential, x: Tensor, key: Tensor) -> tuple[Tensor, Sequential]:
+        y, new = p(x, key=key, train=True)
+        return y.square().sum(), new
+
+    torch.compiler.reset()
+    step = pn.value_and_grad(loss, has_aux=True)
+    got = torch.compile(step, fullgraph=True, backend="aot_eager")(p, x, key)
+    assert pn.tree.allclose(got, step(p, x, key))
 
 
 def test_an_ensemble(device: torch.device) -> None:

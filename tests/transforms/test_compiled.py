@@ -27,6 +27,7 @@ CASES = {
     "jvp": lambda p, x: pn.jvp(lambda p: net(p, x), (p,), (pn.tree.partition(p)[0],))[1],
     "vjp": lambda p, x: pn.vjp(lambda p: net(p, x), p)[1](torch.ones(5, 2, dtype=DOUBLE, device=x.device)),
     "jacrev": pn.jacrev(net),
+    "jacrev of several outputs": pn.jacrev(lambda p, x: {"y": net(p, x), "loss": loss(p, x)}),
     "jacfwd": pn.jacfwd(net),
     "hessian": pn.hessian(loss),
 }

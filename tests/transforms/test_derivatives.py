@@ -46,6 +46,8 @@ def test_jacobian_of_trees_and_several_arguments(device: torch.device) -> None:
     assert pn.tree.allclose(tree["s"][0], pn.grad(loss)(p, x), rtol=0, atol=1e-10)
     chunked, _ = pn.jacrev(fn, (0, 1), has_aux=True, chunk_size=3)(p, x)
     assert pn.tree.allclose(chunked, tree, rtol=0, atol=1e-12)
+    forward, _ = pn.jacfwd(fn, (0, 1), has_aux=True)(p, x)
+    assert pn.tree.allclose(forward, tree, rtol=0, atol=1e-12)
 
 
 def test_hessian(device: torch.device) -> None:
@@ -119,6 +121,15 @@ def test_errors(device: torch.device) -> None:
     assert raised(lambda: pn.jacrev(lambda p: {"n": x.long()})(p)) == (
         "jacrev: the function must return floating-point tensors, got i64[5,3] at 'n'. Return everything else with "
         "has_aux=True, as (output, auxiliary)."
+    )
+    z = torch.complex(x, x)
+    assert raised(lambda: pn.jacfwd(lambda x: {"z": torch.complex(x, x)})(x)) == (
+        "jacfwd: the function must return floating-point tensors, got c128[5,3] at 'z'. Return everything else with "
+        "has_aux=True, as (output, auxiliary). A complex z can be returned as torch.view_as_real(z)."
+    )
+    assert raised(lambda: pn.jacrev(lambda x, tree: tree["z"].abs(), 1)(x, {"z": z})) == (
+        "jacrev: argument 1, 'z', is c128[5,3], but Jacobians are of real tensors: pass torch.view_as_real(z), and "
+        "make it complex again in the function."
     )
     _, pull = pn.vjp(lambda p: {"y": net(p, x)}, p)
     assert raised(lambda: pull(x)) == (

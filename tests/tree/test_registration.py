@@ -234,12 +234,13 @@ def tree_functions() -> list[Any]:
     return [
         lambda p: tree.map(lambda a: a * 2, p),
         lambda p: tree.map(lambda a, b: a - b, p, tree.partition(p)[0]),
+        lambda p: tree.map(lambda a, b: a + b, {"p": p, "none": None}, {"p": p, "none": None}),
         lambda p: tree.combine(*tree.partition(p)),
         lambda p: tree.partition(p, kind="buffer"),
         lambda p: tree.partition(p, paths="**.weight"),
         lambda p: tree.partition(p, instances=Affine),
         lambda p: tree.partition(p, where=lambda leaf: leaf.dim() == 1),
-        lambda p: tree.unstack(tree.stack([p, p])),
+        lambda p: tree.unstack(tree.stack([{"p": p}, {"p": p}])),
         lambda p: tree.to(p, torch.float64),
         lambda p: tree.freeze(tree.unfreeze(p), "layers.0"),
         lambda p: tree.select(p).instances(Affine).paths("weight").apply(torch.zeros_like),
@@ -250,7 +251,7 @@ def tree_functions() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("number", range(15))
+@pytest.mark.parametrize("number", range(16))
 def test_dynamo_traces_the_functions_on_trees(number: int, device: torch.device) -> None:
     """What is done to trees can be done in a compiled function, too."""
     f = tree_functions()[number]
