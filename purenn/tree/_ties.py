@@ -163,22 +163,15 @@ def _resolve(node: Any, root: Any) -> Any:
 
 
 def _with_children(node: Any, f: Callable[[Any], Any]) -> Any:
-    # The node with `f(child)` for every child; the node itself where that changes nothing. Written without optree for
-    # the usual nodes, so that a tied model can be applied inside a compiled function.
+    # The node with `f(child)` for every child. Written without optree for the usual nodes, so that a tied model can be
+    # applied inside a compiled function.
     if node is None or isinstance(node, (Tensor, Placeholder, bool, int, float, complex)):
         return node
     if is_container(node):
         spec: Spec = node.__container_spec__
-        changes = {}
-        for name in spec.dynamic:
-            old = getattr(node, name)
-            new = f(old)
-            if new is not old:
-                changes[name] = new
-        return replace(node, **changes) if changes else node
+        return replace(node, **{name: f(getattr(node, name)) for name in spec.dynamic})
     if type(node) in (tuple, list):
-        children = [f(child) for child in node]
-        return node if all(a is b for a, b in zip(children, node, strict=True)) else type(node)(children)
+        return type(node)([f(child) for child in node])
     if type(node) is dict:
         return {key: f(child) for key, child in node.items()}
     level = one_level(node)
