@@ -126,7 +126,9 @@ from purenn.layers.fold import (
     unfold,
 )
 from purenn.layers.gated import GEGLU, SwiGLU, geglu, swiglu
+from purenn.layers.init_like import init_like
 from purenn.layers.linear import Linear, LinearActivation, ScaledLinear, linear, linear_activation, scaled_linear
+from purenn.layers.lora import LoRA, apply_lora, lora, merge_lora
 from purenn.layers.norm import LayerNorm, RMSNorm, UnbiasedLayerNorm, layer_norm, rms_norm, unbiased_layer_norm
 from purenn.layers.norm_batch import BatchNorm1d, BatchNorm2d, BatchNorm3d, batch_norm
 from purenn.layers.norm_group import GroupNorm, group_norm
@@ -221,6 +223,8 @@ from purenn.layers.position import (
     sinusoidal_position,
     sinusoidal_positions,
 )
+from purenn.layers.recurrent import GRU, LSTM, RNN, gru, lstm, rnn
+from purenn.layers.recurrent_cells import GRUCell, LSTMCell, RNNCell, gru_cell, lstm_cell, rnn_cell
 from purenn.layers.scale import (
     LearnableScale,
     learnable_scale,
@@ -236,6 +240,7 @@ from purenn.layers.shuffle import (
     pixel_unshuffle,
 )
 from purenn.layers.softmax import LogSoftmax, Softmax, Softmax2d, Softmin, log_softmax, softmax, softmax2d, softmin
+from purenn.layers.spectral_norm import SpectralNorm, spectral_norm
 from purenn.layers.squeeze_excitation import (
     SqueezeExcitation,
     squeeze_excitation,
@@ -264,6 +269,7 @@ from purenn.layers.upsample import (
     upsampling_bilinear2d,
     upsampling_nearest2d,
 )
+from purenn.layers.weight_norm import WeightNorm, weight_norm
 
 __all__ = [
     "CELU",
@@ -271,6 +277,9 @@ __all__ = [
     "GEGLU",
     "GELU",
     "GLU",
+    "GRU",
+    "LSTM",
+    "RNN",
     "SELU",
     "AdaptiveAvgPool1d",
     "AdaptiveAvgPool2d",
@@ -317,6 +326,7 @@ __all__ = [
     "Fold",
     "FractionalMaxPool2d",
     "FractionalMaxPool3d",
+    "GRUCell",
     "GroupNorm",
     "GroupedQueryAttention",
     "Hardshrink",
@@ -331,6 +341,7 @@ __all__ = [
     "LPPool1d",
     "LPPool2d",
     "LPPool3d",
+    "LSTMCell",
     "Lambda",
     "LayerNorm",
     "LeakyReLU",
@@ -338,6 +349,7 @@ __all__ = [
     "LearnedPosition",
     "Linear",
     "LinearActivation",
+    "LoRA",
     "LocalResponseNorm",
     "LogSigmoid",
     "LogSoftmax",
@@ -355,6 +367,7 @@ __all__ = [
     "PixelUnshuffle",
     "PrimaryCapsules",
     "RMSNorm",
+    "RNNCell",
     "RReLU",
     "ReLU",
     "ReLU6",
@@ -378,6 +391,7 @@ __all__ = [
     "Softplus",
     "Softshrink",
     "Softsign",
+    "SpectralNorm",
     "SqueezeExcitation",
     "Stack",
     "SwiGLU",
@@ -396,6 +410,7 @@ __all__ = [
     "Upsample",
     "UpsamplingBilinear2d",
     "UpsamplingNearest2d",
+    "WeightNorm",
     "ZeroPad1d",
     "ZeroPad2d",
     "ZeroPad3d",
@@ -411,6 +426,7 @@ __all__ = [
     "alibi_bias",
     "alibi_slopes",
     "alpha_dropout",
+    "apply_lora",
     "avg_pool1d",
     "avg_pool2d",
     "avg_pool3d",
@@ -454,11 +470,14 @@ __all__ = [
     "glu",
     "group_norm",
     "grouped_query_attention",
+    "gru",
+    "gru_cell",
     "hardshrink",
     "hardsigmoid",
     "hardswish",
     "hardtanh",
     "identity",
+    "init_like",
     "instance_norm",
     "lambda_",
     "layer_norm",
@@ -470,9 +489,12 @@ __all__ = [
     "local_response_norm",
     "log_sigmoid",
     "log_softmax",
+    "lora",
     "lp_pool1d",
     "lp_pool2d",
     "lp_pool3d",
+    "lstm",
+    "lstm_cell",
     "mask_capsules",
     "max_pool1d",
     "max_pool2d",
@@ -480,6 +502,7 @@ __all__ = [
     "max_unpool1d",
     "max_unpool2d",
     "max_unpool3d",
+    "merge_lora",
     "mish",
     "multihead_attention",
     "pairwise_distance",
@@ -496,6 +519,8 @@ __all__ = [
     "replication_pad2d",
     "replication_pad3d",
     "rms_norm",
+    "rnn",
+    "rnn_cell",
     "rotary_embedding",
     "routing",
     "rrelu",
@@ -514,6 +539,7 @@ __all__ = [
     "softplus",
     "softshrink",
     "softsign",
+    "spectral_norm",
     "squeeze_excitation",
     "stack",
     "swiglu",
@@ -532,6 +558,7 @@ __all__ = [
     "upsample",
     "upsampling_bilinear2d",
     "upsampling_nearest2d",
+    "weight_norm",
     "zero_pad1d",
     "zero_pad2d",
     "zero_pad3d",

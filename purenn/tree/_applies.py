@@ -29,21 +29,27 @@ class Binding(NamedTuple):
         layer: the function as users call it.
         stateful: True if the function returns ``(y, new container)``, None if that depends on the members.
         takes: names of the options among ``key`` and ``train`` that the function takes.
+        stands_in: whether other layers' functions leave containers of this class to this one.
     """
 
     raw: Callable[..., Any]
     layer: Callable[..., Any]
     stateful: bool | None
     takes: frozenset[str]
+    stands_in: bool = False
 
 
-def applies(cls: type, *, stateful: bool | None = None) -> Callable[[Callable[P, R]], Callable[P, R]]:
+def applies(
+    cls: type, *, stateful: bool | None = None, stands_in: bool = False
+) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Bind a function ``f(p, *inputs, ...)`` to the container class of its first argument.
 
     Args:
         cls: a class made by `container`.
         stateful: True if the function itself updates buffers and returns ``(y, p_new)``. By default a container is
             stateful exactly if one of its members is (see `is_stateful`), and then its function must return the pair.
+        stands_in: whether this function takes over where another layer's function is given a container of this class:
+            ``linear(p, x)`` is then ``p(x)``. Default: False.
 
     Returns:
         The decorator. The decorated function has the same signature, but takes its container by position only.
@@ -79,7 +85,7 @@ def applies(cls: type, *, stateful: bool | None = None) -> Callable[[Callable[P,
 
         parameters = inspect.signature(fn).parameters
         takes = frozenset({"key", "train"} & parameters.keys())
-        cls.__container_binding__ = Binding(fn, layer, stateful, takes)
+        cls.__container_binding__ = Binding(fn, layer, stateful, takes, stands_in)
         cls.__call__ = layer
         return layer
 
@@ -87,12 +93,14 @@ def applies(cls: type, *, stateful: bool | None = None) -> Callable[[Callable[P,
 
 
 def _apply_marked(fn: Callable[..., Any], p: Any, args: tuple, kwargs: dict) -> Any:
+    known = binding_of(p)
+    if known is not None and known.stands_in and known.raw is not fn:
+        return known.layer(p, *args, **kwargs)
     marks = getattr(p, "_marks", None)
     if marks is None or not (marks.tied or marks.watched is not None):
         return fn(p, *args, **kwargs)
     out = fn(resolved(p) if marks.tied else p, *args, **kwargs)
     y, new = out if is_stateful(p) else (out, None)
-    known = binding_of(p)
     if marks.watched is not None and known is not None and known.raw is fn:
         y = shown(marks.watched, y)
     if new is None:
@@ -102,7 +110,7 @@ def _apply_marked(fn: Callable[..., Any], p: Any, args: tuple, kwargs: dict) -> 
 
 def _apply_module(fn: Callable[..., Any], module: Any, args: tuple, kwargs: dict) -> Any:
     known = binding_of(module)
-    if known is not None and known.raw is fn:
+    if known is not None and (known.raw is fn or known.stands_in):
         return module.apply_inside(*args, **kwargs)
     return fn(module, *args, **kwargs)
 
