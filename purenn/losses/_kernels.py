@@ -15,11 +15,11 @@ from purenn._modes import is_plain
 
 
 def may_fuse(prediction: Tensor, target: Tensor, *weights: Tensor | None) -> bool:
-    """Whether nothing transforms or traces, and no weight (of which kernels have no derivative) requires one."""
+    """Whether nothing transforms or traces, there are values, and no weight, which has no derivative, requires one."""
     for weight in weights:
         if weight is not None and weight.requires_grad:
             return False
-    return is_plain(prediction, target)
+    return is_plain(prediction, target) and not prediction.is_meta
 
 
 class Kernel(NamedTuple):

@@ -71,7 +71,7 @@ def batch_norm(
         return _affine(x, scale, shift), running
     if x.numel() == 0:
         return _affine(x, weight, bias), running
-    if is_plain():
+    if is_plain() and not x.is_meta:
         updated = _copies(running) if train else (None, None)
         return F.batch_norm(x, *updated, weight, bias, True, float(momentum), eps), updated
     y, mean, var = standardise(x, eps=eps)
