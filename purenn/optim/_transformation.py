@@ -1,25 +1,64 @@
-"""What an optimiser is: two pure functions."""
+"""What an optimiser is: pure functions of gradients, state and parameters."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+from purenn.tree import HOLE, container, partition
 from purenn.tree import map as tree_map
-from purenn.tree import partition
 
 T = TypeVar("T")
 
 
+@container
+class EmptyState:
+    """State of transformations that have none."""
+
+
 class GradientTransformation(NamedTuple):
-    """An optimiser as two pure functions; the state is a container.
+    """An optimiser as pure functions; the state is a container.
 
     Attributes:
         init: ``init(params) -> state``.
         update: ``update(grads, state, params) -> (updates, state)``; `apply_updates` adds the updates to the
             parameters.
+        stepper: ``stepper(params, grads, state, donate) -> (params, state)``, what `step` does if that is faster than
+            `update` and `apply_updates`. Default: None.
     """
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any], tuple[Any, Any]]
+    stepper: Callable[[Any, Any, Any, bool], tuple[Any, Any]] | None = None
+
+    def step(self, params: T, grads: Any, state: Any, *, donate: bool = False) -> tuple[T, Any]:
+        """One step: the new parameters and the new state, the fast way.
+
+        The numbers are those of `update` and `apply_updates`. Outside of transformations the optimisers run torch's
+        fused and foreach kernels, on a `pn.tree.contiguous` tree one kernel for all leaves; within `grad`, `vmap` and
+        `jit`, and where a gradient is recorded, they run plain differentiable operations.
+
+        Args:
+            params: the parameters.
+            grads: their gradients.
+            state: from `init`, or from the last step.
+            donate: whether the storage of `params` and `state` may be reused for the result. The old trees must not be
+                used afterwards, nor anything that shares their storage. Ignored within transformations.
+
+        Raises:
+            StructureError: parameters, gradients and state do not fit together.
+            ShapeError: a gradient or a part of the state has another shape than its parameter.
+            ArgumentError: something that is donated requires grad, or is there twice.
+
+        Example:
+            >>> import torch, purenn as pn
+            >>> optimizer = pn.optim.sgd(0.1)
+            >>> params, grads = {"w": torch.tensor(1.0)}, {"w": torch.tensor(2.0)}
+            >>> optimizer.step(params, grads, optimizer.init(params))[0]
+            {'w': tensor(0.8000)}
+        """
+        if self.stepper is not None:
+            return self.stepper(params, grads, state, donate)
+        updates, state = self.update(grads, state, params)
+        return apply_updates(params, updates), state
 
 
 def apply_updates(params: T, updates: Any) -> T:
@@ -30,3 +69,8 @@ def apply_updates(params: T, updates: Any) -> T:
 def zeros_like(params: T) -> T:
     """Zeros for every trainable leaf, holes elsewhere."""
     return tree_map(lambda value: value.detach().new_zeros(value.shape), partition(params)[0])
+
+
+def holes_like(tree: Any) -> Any:
+    """A tree of holes only, which as updates leave everything as it is."""
+    return tree_map(lambda _: HOLE, tree)

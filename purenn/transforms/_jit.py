@@ -332,4 +332,11 @@ def _compiler(backend: str | Callable[..., Any], mode: str | None) -> Callable[.
 
     # The cache's guards have checked sizes and strides before: a second time costs a third of a call of many leaves.
     options = {"size_asserts": False, **({} if mode is None else inductor.list_mode_options(mode))}
-    return lambda graph, inputs: inductor.compile(graph, inputs, options=options)
+
+    def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        # On the CPU inductor would give convolutions a layout of their own, and everything between them slow loops.
+        cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+        compiled: Any = inductor.compile(graph, list(inputs), options={"layout_optimization": not cpu, **options})
+        return compiled
+
+    return compiler

@@ -3,6 +3,7 @@
 from purenn.tree._applies import applies, is_stateful
 from purenn.tree._compare import Comparison, allclose, equal
 from purenn.tree._container import Layer, container
+from purenn.tree._contiguous import contiguous
 from purenn.tree._fields import buffer, is_container, static
 from purenn.tree._files import load, metadata, save
 from purenn.tree._holes import HOLE, Alias
@@ -26,6 +27,7 @@ __all__ = [
     "buffer",
     "combine",
     "container",
+    "contiguous",
     "count",
     "device",
     "equal",

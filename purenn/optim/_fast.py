@@ -1,0 +1,209 @@
+"""The step of an optimiser outside of transformations: fused and foreach kernels, on fresh or on donated storage.
+
+For small models the work around the kernels is what takes the time. So what has been found out about parameters and
+state is remembered with the state that a step returns: of the next step only the gradients are new.
+"""
+
+import weakref
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from purenn._modes import is_plain
+from purenn.errors import ArgumentError
+from purenn.optim._aligned import Aligned
+from purenn.optim._hyperparameters import Values
+from purenn.optim._kernels import Columns, run
+from purenn.tree import is_container, replace
+from purenn.tree._contiguous import remember, segments, storage_of, views_like
+from purenn.tree._walk import quoted
+
+if TYPE_CHECKING:
+    from purenn.optim._rule import Rule
+
+# Lists within `any` and `all` are on purpose: they take a third of the time of generators.
+
+
+class _Known(NamedTuple):
+    """What is known of parameters and a state that have passed all checks.
+
+    Attributes:
+        params: the parameters, a container.
+        rule: which parts the state has, and whether their shapes have been checked.
+        aligned: their leaves and those of the state.
+        dtype: that of all these leaves if one kernel takes them as they are (see `run`), otherwise None.
+        buffers: for the parameters and each slot the buffers in which the leaves lie, None if they are not contiguous.
+        kinds: if they are, dtype, device and shape of each parameter.
+    """
+
+    params: "weakref.ref[Any] | None"
+    rule: tuple[tuple[str, ...], bool]
+    aligned: Aligned
+    dtype: torch.dtype | None
+    buffers: Columns | None
+    kinds: list[Any]
+
+
+# What a kernel takes on every device.
+REAL = (torch.float32, torch.float64)
+
+_KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -> tuple[Any, Any] | None:
+    """One step by kernels, None where plain operations must be used.
+
+    Raises:
+        StructureError: parameters, gradients and state do not fit together.
+        ShapeError: a gradient or a part of the state has another shape than its parameter.
+        DeviceError: they are on different devices.
+        ArgumentError: something that is donated requires grad, or is there twice.
+    """
+    slots = rule.slots_of(state)
+    values = _numbers(rule, state) if is_plain(state.count) else None
+    if values is None:
+        return None
+    known = _recall(rule, params, state)
+    if donate and known is not None and known.buffers is not None:
+        flat = storage_of(grads)
+        if flat is not None and flat.shapes == known.kinds:
+            _write(rule, [known.buffers[0], flat.buffers, *known.buffers[1:]], state, values, known.dtype is not None)
+            return params, state
+    found = None if known is None else known.aligned.with_gradients(grads)
+    if found is None:
+        known, found = None, Aligned.of(rule.name, params, grads, slots)
+    if not _fits(rule, found, donate, known is not None):
+        return None
+    if known is None:
+        known = _examined(rule, found)
+    buffers = _buffers(known, found.columns[1])
+    columns = found.columns if buffers is None else buffers
+    alike = known.dtype is not None and {leaf.dtype for leaf in found.columns[1]} <= {known.dtype}
+    if donate:
+        _write(rule, columns, state, values, alike)
+        _remember(params, state, known)
+        return params, state
+    with torch.no_grad():
+        new = run(rule, columns, int(state.count) + 1, values, donate=False, alike=alike)
+    leaves = new
+    if buffers is not None:
+        old = [found.columns[0], *found.columns[2:]]
+        leaves = [views_like(column, like) for column, like in zip(new, old, strict=True)]
+    result = found.with_results(leaves)
+    params = result.tree(0)
+    trees = [result.tree(number) for number in range(2, len(result.leaves))]
+    scalars = {name: torch.tensor(values[name], dtype=torch.float64) for name in rule.carried}
+    state = replace(state, count=state.count + 1, **scalars, **dict(zip(rule.slots, trees, strict=True)))
+    if buffers is not None:
+        for tree, column in zip((params, *trees), leaves, strict=True):
+            remember(tree, column)
+    _remember(params, state, known._replace(aligned=result, buffers=None if buffers is None else new))
+    return params, state
+
+
+def _numbers(rule: "Rule", state: Any) -> Values | None:
+    # The scalars of this step as Python numbers, None if one of them is differentiated or not known yet.
+    values = rule.values(int(state.count), {name: getattr(state, name) for name in rule.carried})
+    tensors = [value for value in values.values() if isinstance(value, Tensor)]
+    if not tensors:
+        return values
+    if not is_plain(*tensors) or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)):
+        return None
+    return {name: value.item() if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
+def _fits(rule: "Rule", found: Aligned, donate: bool, known: bool) -> bool:
+    # Whether kernels may run. What is known has passed before, but can have been made to require grad.
+    columns = found.columns
+    if not all({type(leaf) for leaf in column} <= {Tensor} for column in (columns[1:2] if known else columns)):
+        return False
+    if torch.is_grad_enabled() and any([leaf.requires_grad for column in columns for leaf in column]):  # noqa: C419
+        if donate:
+            _refuse_donation(rule, found)
+        return False
+    found.require_alike(shapes=rule.elementwise, gradients_only=known)
+    if donate and not known:
+        _require_distinct(rule, found)
+    return True
+
+
+def _examined(rule: "Rule", found: Aligned) -> _Known:
+    columns = [found.columns[0], *found.columns[2:]]
+    leaves = [leaf for column in columns for leaf in column]
+    dtypes = {leaf.dtype for leaf in leaves} if rule.elementwise else set()
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+    if dtype not in REAL or not all([leaf.is_cpu and leaf.is_contiguous() for leaf in leaves]):  # noqa: C419
+        dtype = None
+    buffers, kinds = _all_buffers(columns) if rule.elementwise else (None, [])
+    # The gradients are not kept alive.
+    return _Known(None, (rule.slots, rule.elementwise), found.with_results(columns), dtype, buffers, kinds)
+
+
+def _all_buffers(columns: Columns) -> tuple[Columns | None, list[Any]]:
+    # The buffers of all columns if all are contiguous in the same way.
+    found = []
+    for column in columns:
+        buffers = segments(column)
+        if buffers is None:
+            return None, []
+        found.append(buffers)
+    kinds = [_kinds(column) for column in columns]
+    return (found, kinds[0]) if all(kind == kinds[0] for kind in kinds) else (None, [])
+
+
+def _buffers(known: _Known, gradients: list[Tensor]) -> Columns | None:
+    # The buffers of all columns if the gradients are contiguous as well.
+    if known.buffers is None:
+        return None
+    joined = segments(gradients)
+    if joined is None or _kinds(gradients) != known.kinds:
+        return None
+    return [known.buffers[0], joined, *known.buffers[1:]]
+
+
+def _kinds(column: list[Tensor]) -> list[Any]:
+    return [(leaf.dtype, leaf.device, leaf.shape) for leaf in column]
+
+
+def _recall(rule: "Rule", params: Any, state: Any) -> _Known | None:
+    known = _KNOWN.get(state)
+    if known is None or known.params is None or known.params() is not params:
+        return None
+    return known if known.rule == (rule.slots, rule.elementwise) else None
+
+
+def _remember(params: Any, state: Any, known: _Known) -> None:
+    if is_container(params):  # which cannot change
+        _KNOWN[state] = known._replace(params=weakref.ref(params))
+
+
+def _write(rule: "Rule", columns: Columns, state: Any, values: Values, alike: bool) -> None:
+    # One step in place.
+    with torch.no_grad():
+        run(rule, columns, int(state.count) + 1, values, donate=True, alike=alike)
+        state.count.add_(1)
+        for name in rule.carried:
+            getattr(state, name).fill_(values[name])
+
+
+def _refuse_donation(rule: "Rule", found: Aligned) -> None:
+    for column, what in ((0, "the parameter"), *[(2 + n, "the state of") for n in range(len(rule.slots))]):
+        for path, leaf in zip(found.paths(), found.columns[column], strict=True):
+            if leaf.requires_grad:
+                raise ArgumentError(
+                    f"{rule.name}: {what} {quoted(path)} is donated but requires grad; its old value is needed for the "
+                    f"gradient. Leave donate=True out, or step under torch.no_grad()."
+                )
+
+
+def _require_distinct(rule: "Rule", found: Aligned) -> None:
+    for column in (found.columns[0], *found.columns[2:]):
+        seen: dict[int, str] = {}
+        for path, leaf in zip(found.paths(), column, strict=True):
+            if leaf.numel() and seen.setdefault(leaf.data_ptr(), path) != path:
+                raise ArgumentError(
+                    f"{rule.name}: {quoted(seen[leaf.data_ptr()])} and {quoted(path)} share their storage, so it "
+                    f"cannot be donated: tie them with pn.tree.tie, or leave donate=True out."
+                )

@@ -1,0 +1,192 @@
+"""An optimiser from the rule for one leaf.
+
+A rule says what state a leaf has and in which direction it goes. What all optimisers share is here: the learning rate
+and other hyper-parameters, weight decay, maximizing, complex numbers, and the two ways to run the rule: leaf by leaf in
+plain differentiable operations, and for many leaves at once on torch's kernels (see `_fast`).
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+import optree
+import torch
+from torch import Tensor
+
+from purenn.errors import ArgumentError
+from purenn.optim._aligned import Aligned
+from purenn.optim._fast import fast_step
+from purenn.optim._hyperparameters import Hyperparameter, Values, as_number, is_zero, on_device, values_at
+from purenn.optim._tensor_list import V
+from purenn.optim._transformation import GradientTransformation, apply_updates
+from purenn.tree import contiguous, named_leaves, partition, replace
+from purenn.tree._contiguous import segments
+from purenn.tree._walk import quoted, short
+
+COUPLED, DECOUPLED, OWN = "coupled", "decoupled", "own"
+
+
+def nothing_more(done: Any, values: Values) -> Values:
+    """The scalars of a rule that has none."""
+    return {}
+
+
+@attrs.frozen(eq=False)
+class Rule:
+    """How an optimiser treats one leaf.
+
+    Attributes:
+        name: the optimiser's name, for errors.
+        state: the container class of the state: ``count`` (steps done, an int64 scalar), the scalars that `carried`
+            names, and the trees that `slots` names.
+        slots: names of the parts of the state that hold one tensor for each leaf.
+        begin: ``begin(parameter, values) -> slots``, the state of one leaf before the first step.
+        direction: ``direction(gradient, parameter, slots, values) -> (direction, slots)``. The parameter goes by
+            ``-values["rate"]`` times the direction. Written with operators, so that it runs on tensors and, if it is
+            `elementwise`, on `TensorList`.
+        scalars: ``scalars(number of this step, values) -> more values``; may replace ``rate``. What all leaves share.
+        carried: names of scalars that are kept from step to step, 1 at first.
+        elementwise: whether leaves can be joined into one without changing the result.
+        takes_complex: whether complex leaves are treated as pairs of real ones, or refused.
+        kernel: ``kernel(parameters, gradients, slots, step, values)`` on lists of tensors of one dtype and device, in
+            place; None if torch has no fused kernel for the rule.
+        kernel_devices: where torch has that kernel.
+        decay: what weight decay is: "coupled" (added to the gradient), "decoupled" (from the parameter, times the
+            learning rate), or the rule's "own" business.
+        maximize: whether to go uphill.
+        hyperparameters: ``rate`` and the others, by name.
+    """
+
+    name: str
+    state: type
+    slots: tuple[str, ...]
+    begin: Callable[[Tensor, Values], tuple[Tensor, ...]]
+    direction: Callable[[Any, Any, tuple[Any, ...], Values], tuple[Any, tuple[Any, ...]]]
+    hyperparameters: dict[str, Hyperparameter]
+    scalars: Callable[[Any, Values], Values] = nothing_more
+    carried: tuple[str, ...] = ()
+    elementwise: bool = True
+    takes_complex: bool = True
+    kernel: Callable[..., None] | None = None
+    kernel_devices: tuple[str, ...] = ("cpu", "cuda")
+    decay: str = COUPLED
+    maximize: bool = False
+
+    @property
+    def decays(self) -> bool:
+        """Whether there is weight decay outside of the rule's direction."""
+        return self.decay != OWN and not is_zero(self.hyperparameters.get("weight_decay", 0))
+
+    def slots_of(self, state: Any) -> list[Any]:
+        """The trees of the state.
+
+        Raises:
+            ArgumentError: it is the state of something else, or of many models.
+        """
+        if type(state) is not self.state:
+            raise ArgumentError(
+                f"{self.name}: the state must be the {self.state.__name__} that init(params) makes, got a "
+                f"{type(state).__name__}."
+            )
+        if state.count.dim():
+            raise ArgumentError(
+                f"{self.name}: the state is that of {len(state.count)} models (its count has the shape "
+                f"{list(state.count.shape)}): make the step under pn.vmap."
+            )
+        return [getattr(state, name) for name in self.slots]
+
+    def values(self, done: Any, carried: Values) -> Values:
+        """All scalars of the step that comes after `done` ones."""
+        values = {**values_at(self.hyperparameters, done), **carried}
+        if self.decays:
+            values["decay"] = values["rate"] * values["weight_decay"]
+        return {**values, **self.scalars(done + 1, values)}
+
+    def moved(self, g: V, w: V, slots: tuple[V, ...], values: Values) -> tuple[V, tuple[V, ...]]:
+        """The change of a parameter, or of many, and their new slots."""
+        if self.maximize:
+            g = -g
+        if self.decays and self.decay == COUPLED:
+            g = g + w * values["weight_decay"]
+        direction, slots = self.direction(g, w, slots, values)
+        change = direction * -values["rate"]
+        if self.decays and self.decay == DECOUPLED:
+            change = change - w * values["decay"]
+        return change, slots
+
+    def apply(self, g: Tensor, w: Tensor, slots: list[Tensor], values: Values) -> tuple[Tensor, list[Tensor]]:
+        """The change of one leaf, which may be complex, and its new slots, in the dtypes that they had."""
+        if w.is_complex():  # a pair of real numbers, as for torch.optim
+            real = tuple([torch.view_as_real(slot) for slot in slots])
+            change, new = self.moved(torch.view_as_real(g), torch.view_as_real(w), real, values)
+            return torch.view_as_complex(change.contiguous()), [torch.view_as_complex(x.contiguous()) for x in new]
+        change, new = self.moved(g, w, tuple(slots), values)
+        # A leaf without dimensions would take the dtype of the scalars.
+        return change.to(w.dtype), [x.to(slot.dtype) for x, slot in zip(new, slots, strict=True)]
+
+
+def optimizer(rule: Rule) -> GradientTransformation:
+    """The optimiser that follows a rule."""
+
+    def init(params: Any) -> Any:
+        trained = partition(params)[0]
+        leaves, spec = optree.tree_flatten(trained)
+        if not rule.takes_complex:
+            _refuse_complex(rule, trained)
+        values = values_at(rule.hyperparameters, 0)
+        rows = [_begun(rule, leaf.detach(), values) for leaf in leaves]
+        columns = zip(*rows, strict=True) if rows else [()] * len(rule.slots)
+        trees = [optree.tree_unflatten(spec, column) for column in columns]
+        if rule.elementwise and segments(leaves) is not None:
+            trees = [contiguous(tree) for tree in trees]
+        scalars = {name: torch.ones((), dtype=torch.float64) for name in rule.carried}
+        count = torch.zeros((), dtype=torch.int64)
+        return rule.state(count=count, **scalars, **dict(zip(rule.slots, trees, strict=True)))
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        found = Aligned.of(rule.name, params, grads, rule.slots_of(state))
+        found.require_alike(shapes=rule.elementwise)
+        values = rule.values(as_number(state.count), {name: getattr(state, name) for name in rule.carried})
+        placed: dict[torch.device, Values] = {}
+        rows = []
+        for w, g, *slots in zip(*found.columns, strict=True):
+            if w.device not in placed:
+                placed[w.device] = on_device(values, w.device)
+            change, new = rule.apply(g, w, slots, placed[w.device])
+            rows.append([change, *new])
+        columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * (1 + len(rule.slots))
+        moved = found.with_results([found.columns[0], *columns[1:]])
+        trees = {name: moved.tree(n + 2) for n, name in enumerate(rule.slots)}
+        scalars = {name: torch.as_tensor(values[name], dtype=torch.float64) for name in rule.carried}
+        return found.updates(columns[0]), replace(state, count=state.count + 1, **scalars, **trees)
+
+    def step(params: Any, grads: Any, state: Any, donate: bool) -> tuple[Any, Any]:
+        done = fast_step(rule, params, grads, state, donate)
+        if done is not None:
+            return done
+        updates, state = update(grads, state, params)
+        return apply_updates(params, updates), state
+
+    return GradientTransformation(init, update, step)
+
+
+def _refuse_complex(rule: Rule, trained: Any) -> None:
+    for path, leaf in named_leaves(trained):
+        if leaf.is_complex():
+            raise ArgumentError(
+                f"{rule.name}: {quoted(path)} is {short(leaf)}, but complex parameters have no root mean square here; "
+                f"use adam for them."
+            )
+
+
+def _begun(rule: Rule, leaf: Tensor, values: Values) -> tuple[Tensor, ...]:
+    if not leaf.is_complex():
+        return rule.begin(leaf, values)
+    return tuple([torch.view_as_complex(slot) for slot in rule.begin(torch.view_as_real(leaf), values)])
+
+
+def like(w: Tensor, value: Any = 0.0) -> Tensor:
+    """A state of the shape of a parameter, filled with a number."""
+    if isinstance(value, Tensor):
+        return torch.ones_like(w) * value.to(w.device, w.dtype)
+    return torch.full_like(w, value)

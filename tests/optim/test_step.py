@@ -1,0 +1,309 @@
+"""The fast step: the numbers of the plain one, on fresh, donated and contiguous storage."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+import purenn as pn
+from purenn import optim
+from purenn.errors import ArgumentError, ShapeError
+
+
+def plain(optimizer: optim.GradientTransformation, p: Any, grads: Any, state: Any) -> Any:
+    """A step by `update`."""
+    updates, state = optimizer.update(grads, state, p)
+    return optim.apply_updates(p, updates), state
+
+
+def many(optimizer: optim.GradientTransformation, p: Any, gradients: list[Any], **options: Any) -> Any:
+    """Parameters and state after a step for each gradient."""
+    state = optimizer.init(p)
+    for grads in gradients:
+        p, state = optimizer.step(p, grads, state, **options)
+    return p, state
+
+
+def reference(optimizer: optim.GradientTransformation, p: Any, gradients: list[Any]) -> Any:
+    """The same by `update`."""
+    state = optimizer.init(p)
+    for grads in gradients:
+        p, state = plain(optimizer, p, grads, state)
+    return p, state
+
+
+def gradients(p: Any, count: int = 4) -> list[Any]:
+    """Some gradients: what is trained, changed."""
+    part = pn.tree.partition(p)[0]
+    return [pn.tree.map(lambda w, n=n: (w * (n + 1)).sin() + 0.1 * n, part) for n in range(count)]
+
+
+def is_joined(tree: Any) -> bool:
+    """Whether all trained leaves of a tree lie in one storage."""
+    leaves = pn.tree.leaves(pn.tree.partition(tree)[0])
+    return len({leaf.untyped_storage().data_ptr() for leaf in leaves}) == 1
+
+
+@pytest.mark.parametrize("joined", [False, True])
+@pytest.mark.parametrize("joined_gradients", [False, True])
+def test_contiguous_equals_plain(joined: bool, joined_gradients: bool, case: Any, problem: Any) -> None:
+    """On contiguous storage, donated or not, with gradients that are or are not, the numbers are those of `update`."""
+    optimizer, p = case.make(), problem.params
+    steps = gradients(p)
+    right = reference(optimizer, p, steps)
+    start = pn.tree.contiguous(p) if joined else p
+    given = [pn.tree.contiguous(grads) for grads in steps] if joined_gradients else steps
+    ours = many(optimizer, start, given)
+    assert pn.tree.allclose(ours, right, rtol=1e-12, atol=1e-12)
+    assert pn.tree.equal(start, p)
+    start = pn.tree.contiguous(p) if joined else pn.tree.map(torch.clone, p)
+    donated = many(optimizer, start, given, donate=True)
+    assert pn.tree.allclose(donated, right, rtol=1e-12, atol=1e-12)
+    assert is_joined(donated[0]) == joined
+
+
+def test_contiguous_stays_so(problem: Any) -> None:
+    """The state and the new parameters of contiguous parameters are contiguous."""
+    p, optimizer = pn.tree.contiguous(problem.params), optim.adam(0.1)
+    state = optimizer.init(p)
+    assert is_joined(state.mean)
+    grads = pn.tree.contiguous(gradients(p, 1)[0])
+    new, after = optimizer.step(p, grads, state)
+    assert is_joined(new)
+    assert is_joined(after.square)
+    assert optimizer.step(new, grads, after, donate=True)[0] is new
+
+
+def test_donation_writes_into_the_old_storage(problem: Any) -> None:
+    """Donated trees hold the result, and come back themselves."""
+    p, optimizer = pn.tree.map(torch.clone, problem.params), optim.adam(0.1)
+    state, weight = optimizer.init(p), p.matrix
+    right = plain(optimizer, problem.params, gradients(p, 1)[0], optimizer.init(p))
+    new, after = optimizer.step(p, gradients(p, 1)[0], state, donate=True)
+    assert new is p
+    assert after is state
+    assert int(state.count) == 1
+    torch.testing.assert_close(weight, right[0].matrix, rtol=0, atol=1e-12)
+
+
+def test_memory_layouts(case: Any, device: torch.device) -> None:
+    """Parameters and gradients that are not in row-major order, for which torch's fused kernels are wrong."""
+    optimizer = case.make()
+    w = pn.random.normal(pn.random.key(0), (4, 3), dtype=torch.float64).to(device)
+    image = pn.random.normal(pn.random.key(1), (2, 3, 4, 4), dtype=torch.float64).to(device)
+    ordinary = {"w": w, "image": image}
+    strided = {"w": w.t().contiguous().t(), "image": image.to(memory_format=torch.channels_last)}
+    steps, strided_steps = gradients(ordinary), gradients(strided)
+    right = reference(optimizer, ordinary, steps)
+    for p, given in ((ordinary, strided_steps), (strided, steps), (strided, strided_steps)):
+        own = pn.tree.map(torch.clone, p)
+        for ours in (many(optimizer, p, given), many(optimizer, own, given, donate=True)):
+            assert pn.tree.allclose(ours, right, rtol=1e-10, atol=1e-12)
+
+
+COMPLEX = {
+    "sgd": (lambda: optim.sgd(0.1, momentum=0.9), lambda ps: torch.optim.SGD(ps, 0.1, momentum=0.9)),
+    "asgd": (lambda: optim.asgd(0.1), lambda ps: torch.optim.ASGD(ps, 0.1)),
+    "adam": (lambda: optim.adam(0.1, amsgrad=True), lambda ps: torch.optim.Adam(ps, 0.1, amsgrad=True)),
+    "nadam": (lambda: optim.nadam(0.1), lambda ps: torch.optim.NAdam(ps, 0.1)),
+    "radam": (lambda: optim.radam(0.1), lambda ps: torch.optim.RAdam(ps, 0.1)),
+    "adamax": (lambda: optim.adamax(0.1), lambda ps: torch.optim.Adamax(ps, 0.1)),
+    "adagrad": (lambda: optim.adagrad(0.1), lambda ps: torch.optim.Adagrad(ps, 0.1)),
+    "rmsprop": (lambda: optim.rmsprop(0.1, centered=True), lambda ps: torch.optim.RMSprop(ps, 0.1, centered=True)),
+    "adadelta": (lambda: optim.adadelta(), lambda ps: torch.optim.Adadelta(ps)),
+    "rprop": (lambda: optim.rprop(0.1), lambda ps: torch.optim.Rprop(ps, 0.1)),
+}
+
+
+@pytest.mark.usefixtures("precise")
+@pytest.mark.parametrize("name", COMPLEX)
+def test_complex_equals_torch(name: str, device: torch.device) -> None:
+    """Complex parameters move as by torch.optim: real and imaginary part on their own."""
+    make, theirs = COMPLEX[name]
+    optimizer = make()
+    p = {"w": torch.linspace(-1, 1, 4, device=device) + 1j * torch.linspace(2, 1, 4, device=device)}
+    leaf = p["w"].clone().requires_grad_()
+    other = theirs([leaf])
+    steps = gradients(p)
+    for grads in steps:
+        leaf.grad = grads["w"]
+        other.step()
+    right = {"w": leaf.detach()}
+    assert pn.tree.allclose(reference(optimizer, p, steps)[0], right, rtol=0, atol=1e-12)
+    assert pn.tree.allclose(many(optimizer, p, steps)[0], right, rtol=0, atol=1e-12)
+    assert pn.tree.allclose(many(optimizer, {"w": p["w"].clone()}, steps, donate=True)[0], right, rtol=0, atol=1e-12)
+    assert pn.tree.allclose(many(optimizer, pn.tree.contiguous(p), steps)[0], right, rtol=0, atol=1e-12)
+
+
+def test_mixed_dtypes(case: Any, problem: Any) -> None:
+    """Leaves of several dtypes keep theirs, and move nearly as in float64, by `update` as by `step`."""
+    optimizer, p = case.make(), problem.params
+    mixed = pn.tree.select(p).paths("matrix").apply(lambda w: w.to(torch.float32))
+    mixed = pn.tree.select(mixed).paths("scalar").apply(lambda w: w.to(torch.float32))
+    right = reference(optimizer, p, gradients(p))
+    for start in (mixed, pn.tree.contiguous(mixed)):
+        steps = gradients(start)
+        own = pn.tree.contiguous(mixed) if start is not mixed else pn.tree.map(torch.clone, mixed)
+        joined = [pn.tree.contiguous(grads) for grads in steps] if start is not mixed else steps
+        for ours in (
+            reference(optimizer, start, steps),
+            many(optimizer, start, steps),
+            many(optimizer, own, joined, donate=True),
+        ):
+            for one, other in zip(pn.tree.leaves(ours), pn.tree.leaves(right), strict=True):
+                torch.testing.assert_close(one, other.to(one.dtype), rtol=1e-3, atol=1e-4)
+            assert [leaf.dtype for leaf in pn.tree.leaves(ours[0])] == [leaf.dtype for leaf in pn.tree.leaves(mixed)]
+
+
+def test_half_precision(case: Any, problem: Any) -> None:
+    """In bfloat16 a step by kernels is that of plain operations up to its precision, and both are finite."""
+    optimizer, p = case.make(), pn.tree.to(problem.params, torch.bfloat16)
+    steps = gradients(p, 2)
+    one, other = reference(optimizer, p, steps), many(optimizer, p, steps)
+    for mine, right in zip(pn.tree.leaves(one), pn.tree.leaves(other), strict=True):
+        assert mine.dtype == right.dtype
+        torch.testing.assert_close(mine, right, rtol=0.05, atol=0.05)
+
+
+def test_autograd_is_not_cut_off(problem: Any) -> None:
+    """Where a leaf requires grad the step is recorded, contiguous or not."""
+    optimizer = optim.adam(0.1)
+    for p in (problem.params, pn.tree.contiguous(problem.params)):
+        own = pn.tree.map(lambda w: w.clone().requires_grad_(), p)
+        for start in (own, pn.tree.contiguous(own)):
+            grads = gradients(start, 1)[0]
+            new, _ = optimizer.step(start, grads, optimizer.init(start))
+            (got,) = torch.autograd.grad(new.vector.sum(), own.vector)
+            right = pn.grad(lambda p: plain(optimizer, p, gradients(p, 1)[0], optimizer.init(p))[0].vector.sum())(p)
+            torch.testing.assert_close(got, right.vector, rtol=0, atol=1e-12)
+    leaf = pn.tree.contiguous(problem.params)
+    state = optimizer.init(leaf)
+    leaf, state = optimizer.step(leaf, gradients(leaf, 1)[0], state)
+    leaf.matrix.requires_grad_()
+    new, _ = optimizer.step(leaf, gradients(leaf, 1)[0], state)
+    assert new.matrix.requires_grad
+
+
+def test_partial_gradients(problem: Any) -> None:
+    """Leaves without a gradient stay as they are, with their state; frozen ones stay even if there is a gradient."""
+    optimizer, p = optim.adamw(0.1), pn.tree.freeze(problem.params, "vector")
+    grads = pn.tree.map(torch.ones_like, p)
+    part = pn.tree.partition(grads, paths="matrix")[0]
+    for move in (optimizer.step, lambda p, grads, state: plain(optimizer, p, grads, state)):
+        state = optimizer.init(p)
+        new, after = move(p, part, state)
+        assert new.scalar is p.scalar
+        assert after.mean.scalar is state.mean.scalar
+        assert not torch.equal(new.matrix, p.matrix)
+        new, after = move(p, grads, state)
+        assert new.vector is p.vector
+        assert new.offset is p.offset
+        assert not torch.equal(new.scalar, p.scalar)
+
+
+def test_no_leaves(case: Any) -> None:
+    """A model without anything to train is left as it is."""
+    optimizer, p = case.make(), {"steps": torch.arange(3)}
+    grads = pn.tree.partition(p)[0]
+    new, state = optimizer.step(p, grads, optimizer.init(p))
+    assert new["steps"] is p["steps"]
+    assert plain(optimizer, p, grads, state)[0]["steps"] is p["steps"]
+
+
+def test_empty_leaves(case: Any, device: torch.device) -> None:
+    """Leaves without elements pass."""
+    p = {"a": torch.zeros(0, 3, device=device), "b": torch.ones(3, device=device)}
+    optimizer = case.make()
+    for start in (p, pn.tree.contiguous(p)):
+        ours, _ = many(optimizer, start, gradients(start))
+        assert pn.tree.allclose(ours, reference(optimizer, start, gradients(start))[0], rtol=1e-5, atol=1e-6)
+
+
+def test_what_is_remembered_does_not_outlive_a_change(problem: Any) -> None:
+    """Other parameters with the same state, or another optimiser with it, are looked at anew."""
+    optimizer, p = optim.adam(0.1), problem.params
+    grads = gradients(p, 1)[0]
+    first, state = optimizer.step(p, grads, optimizer.init(p))
+    other = pn.tree.map(lambda w: w + 1, first)
+    right = plain(optimizer, other, grads, state)
+    assert pn.tree.allclose(optimizer.step(other, grads, state), right, rtol=0, atol=1e-12)
+    part = pn.tree.partition(grads, paths="vector")[0]
+    assert optimizer.step(first, part, state)[0].matrix is first.matrix
+    slower = optim.lamb(0.1)
+    right = plain(slower, first, grads, state)
+    assert pn.tree.allclose(slower.step(first, grads, state), right, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_errors(donate: bool, problem: Any) -> None:
+    """What does not fit together is refused before anything is written."""
+    optimizer, p = optim.adam(0.1), pn.tree.map(torch.clone, problem.params)
+    before, grads, state = pn.tree.map(torch.clone, p), gradients(p, 1)[0], optimizer.init(p)
+    flipped = pn.replace(grads, matrix=grads.matrix.T)
+    with pytest.raises(ShapeError) as error:
+        optimizer.step(p, flipped, state, donate=donate)
+    assert str(error.value) == (
+        "adam: the gradient of 'matrix' is f64[3,5], but the parameter is f64[5,3]; both must have the same shape."
+    )
+    with pytest.raises(ShapeError):
+        optimizer.update(flipped, state, p)
+    wrong = pn.replace(state, mean=pn.replace(state.mean, vector=torch.zeros(4, dtype=torch.float64)))
+    with pytest.raises(ShapeError) as error:
+        optimizer.step(p, grads, wrong, donate=donate)
+    assert str(error.value) == (
+        "adam: the state of 'vector' is f64[4], but the parameter is f64[5]; both must have the same shape."
+    )
+    with pytest.raises(pn.errors.StructureError) as error:
+        optimizer.step(p, {"matrix": grads.matrix}, state, donate=donate)
+    assert str(error.value) == (
+        "adam, parameters and gradients: the trees differ at the top: a Weights against a dict. Both must have the "
+        "same classes, absent children and static fields."
+    )
+    with pytest.raises(ArgumentError) as error:
+        optimizer.step(p, grads, optim.sgd(0.1).init(p), donate=donate)
+    assert str(error.value) == "adam: the state must be the AdamState that init(params) makes, got a SgdState."
+    with pytest.raises(ArgumentError) as error:
+        optimizer.step(pn.tree.stack([p, p]), pn.tree.stack([grads, grads]), pn.tree.stack([state, state]))
+    assert str(error.value) == (
+        "adam: the state is that of 2 models (its count has the shape [2]): make the step under pn.vmap."
+    )
+    assert pn.tree.equal(p, before)
+    assert int(state.count) == 0
+
+
+def test_donation_errors(problem: Any) -> None:
+    """Storage that is needed, or that two leaves share, cannot be donated."""
+    optimizer, p = optim.adam(0.1), problem.params
+    own = pn.replace(p, matrix=p.matrix.clone().requires_grad_())
+    with pytest.raises(ArgumentError) as error:
+        optimizer.step(own, gradients(p, 1)[0], optimizer.init(p), donate=True)
+    assert str(error.value) == (
+        "adam: the parameter 'matrix' is donated but requires grad; its old value is needed for the gradient. Leave "
+        "donate=True out, or step under torch.no_grad()."
+    )
+    with torch.no_grad():
+        assert optimizer.step(own, gradients(p, 1)[0], optimizer.init(p), donate=True)[0].matrix is own.matrix
+    shared: dict[str, Tensor] = {"a": p.vector, "b": p.vector}
+    with pytest.raises(ArgumentError) as error:
+        optimizer.step(shared, gradients(shared, 1)[0], optimizer.init(shared), donate=True)
+    assert str(error.value) == (
+        "adam: 'a' and 'b' share their storage, so it cannot be donated: tie them with pn.tree.tie, or leave "
+        "donate=True out."
+    )
+
+
+def test_donation_within_transformations(problem: Any) -> None:
+    """Within `vmap` and `jit` donation is left out."""
+    optimizer, p = optim.adam(0.1), problem.params
+    grads, state = gradients(p, 1)[0], optimizer.init(p)
+    right = optimizer.step(p, grads, state)
+    before = pn.tree.map(torch.clone, (p, state))
+
+    def step(p: Any, grads: Any, state: Any) -> Any:
+        return optimizer.step(p, grads, state, donate=True)
+
+    assert pn.tree.allclose(pn.jit(step, backend="eager")(p, grads, state), right, rtol=0, atol=1e-12)
+    batched = pn.vmap(step)(*[pn.tree.stack([tree, tree]) for tree in (p, grads, state)])
+    assert pn.tree.allclose(pn.tree.unstack(batched)[0], right, rtol=0, atol=1e-12)
+    assert pn.tree.equal((p, state), before)
