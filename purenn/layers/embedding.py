@@ -102,10 +102,8 @@ def embedding(p: Embedding, indices: Int[Tensor, "*shape"]) -> Float[Tensor, "*s
     """The vectors at `indices`, whole numbers from 0 to ``num_embeddings - 1`` in a tensor of any shape."""
     plain = is_plain(indices)
     # torch's function has no second derivative for no indices at all.
-    if indices.numel():
-        vectors = F.embedding(indices, p.weight, p.padding_idx if plain else None)
-    else:
-        vectors = p.weight[indices]
+    padding_idx = p.padding_idx if plain else None
+    vectors = F.embedding(indices, p.weight, padding_idx) if indices.numel() else p.weight[indices]
     if p.padding_idx is not None and not plain:
         # torch's own option stops reverse mode only: a tangent of the padding vector would come through.
         vectors = torch.where((indices == p.padding_idx).unsqueeze(-1), vectors.detach(), vectors)
