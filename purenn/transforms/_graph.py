@@ -88,8 +88,7 @@ def explained(name: str) -> Iterator[None]:
         raise TraceError(
             f"{name}: the function asks for the value of a traced tensor (`if`, `while`, bool(), int(), .item() or "
             f".tolist()){place(error)}. While it is traced there are no values: choose with torch.where(condition, "
-            f"a, b), "
-            f"keep the number as a tensor, or pass it as a Python number, which is traced for each value anew."
+            f"a, b), keep the number as a tensor, or pass it as a Python number, which is traced for each value anew."
         ) from error
     except _PrintedError as error:
         raise TraceError(
@@ -161,9 +160,8 @@ def refuse_mutations(name: str, graph: fx.GraphModule, labels: Sequence[str]) ->
             if argument.alias_info.is_write:
                 raise MutationError(
                     f"{name}: the function writes in place into {inputs[base[value]]} ({node.target}). Arguments are "
-                    f"never "
-                    f"changed: write `w = w + d` instead of `w.add_(d)`, or let the result take the argument's place "
-                    f"with donate_argnums."
+                    f"never changed: write `w = w + d` instead of `w.add_(d)`, or let the result take the argument's "
+                    f"place with donate_argnums."
                 )
             base[node] = base[value]
 

@@ -86,7 +86,7 @@ def translated(name: str) -> Iterator[None]:
         yield
     except PurennError:
         raise
-    except (RuntimeError, NotImplementedError) as error:
+    except RuntimeError as error:
         text = str(error)
         for pattern, kind, wrong, fix in _KNOWN:
             found = re.search(pattern, text)
