@@ -9,7 +9,7 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 # Of a float dtype: the integer dtype of its size, its number of mantissa bits, and sqrt(1/2) and 1 read as integers.
 _BIT_LAYOUT = {
@@ -94,4 +94,4 @@ def _view_under_vmap(info: Any, in_dims: tuple[int, None], x: Tensor, dtype: tor
 
 # torch 2.11 has no batching rule for reading bits as another dtype; 2.13 has one.
 if not torch._C._dispatch_has_kernel_for_dispatch_key("aten::view.dtype", "FuncTorchBatched"):
-    torch.library.register_vmap("aten::view.dtype", _view_under_vmap)
+    library.register_vmap("aten::view.dtype", _view_under_vmap)

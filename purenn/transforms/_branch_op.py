@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from purenn.transforms._operation import (
     LIBRARY,
@@ -125,5 +125,5 @@ def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
 
 LIBRARY.define("cond(Tensor predicate, Tensor[] operands, str yes, str no) -> Tensor[]")
 LIBRARY.impl("cond", _run, "CompositeExplicitAutograd")
-torch.library.register_fake("purenn::cond", _fake, lib=LIBRARY)
-torch.library.register_autograd("purenn::cond", _backward, setup_context=_setup, lib=LIBRARY)
+library.register_fake("purenn::cond", _fake, lib=LIBRARY)
+library.register_autograd("purenn::cond", _backward, setup_context=_setup, lib=LIBRARY)

@@ -9,13 +9,13 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 from torch._C._functorch import TransformType, get_interpreter_stack, get_unwrapped, is_functorch_wrapped_tensor
 
 Tensors = Sequence[Tensor]
 Flat = Callable[..., Tensors]
 
-LIBRARY = torch.library.Library("purenn", "DEF")
+LIBRARY = library.Library("purenn", "DEF")
 
 
 class Plan(Protocol):

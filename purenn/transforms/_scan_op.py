@@ -5,7 +5,7 @@ from typing import Any
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from purenn.transforms._joint import divide
 from purenn.transforms._operation import (
@@ -237,6 +237,6 @@ def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
 
 LIBRARY.define("scan(Tensor[] carry, Tensor[] xs, Tensor[] constants, int length, bool reverse, str step) -> Tensor[]")
 LIBRARY.impl("scan", _run, "CompositeExplicitAutograd")
-torch.library.register_fake("purenn::scan", _fake, lib=LIBRARY)
+library.register_fake("purenn::scan", _fake, lib=LIBRARY)
 # For gradients that are asked for outside of the jitted function: the compiler differentiates its graph.
-torch.library.register_autograd("purenn::scan", _backward, setup_context=_setup, lib=LIBRARY)
+library.register_autograd("purenn::scan", _backward, setup_context=_setup, lib=LIBRARY)

@@ -5,7 +5,7 @@ from typing import Any, NoReturn
 
 import attrs
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from purenn.errors import GradientError
 from purenn.transforms._branch_op import select
@@ -123,5 +123,5 @@ def _backward(ctx: Any, cotangents: list[Any]) -> NoReturn:
 
 LIBRARY.define("while_loop(Tensor[] carry, Tensor[] constants, str test, str step) -> Tensor[]")
 LIBRARY.impl("while_loop", _run, "CompositeExplicitAutograd")
-torch.library.register_fake("purenn::while_loop", _fake, lib=LIBRARY)
-torch.library.register_autograd("purenn::while_loop", _backward, setup_context=_setup, lib=LIBRARY)
+library.register_fake("purenn::while_loop", _fake, lib=LIBRARY)
+library.register_autograd("purenn::while_loop", _backward, setup_context=_setup, lib=LIBRARY)
