@@ -261,8 +261,7 @@ def _rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]
 
 def _rebuilt_function(fn: types.FunctionType, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
     cells = tuple([types.CellType() for _ in fn.__closure__ or ()])
-    new = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, fn.__defaults__, cells or None)
-    new.__kwdefaults__ = fn.__kwdefaults__
+    new = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, None, cells or None)
     new.__dict__.update(fn.__dict__)
     done[id(fn)] = new  # for functions that refer to themselves
     changed = False
@@ -270,9 +269,11 @@ def _rebuilt_function(fn: types.FunctionType, change: Callable[[Tensor], Tensor]
         with contextlib.suppress(ValueError):  # a variable that is not yet assigned
             cell.cell_contents = _rebuilt(old.cell_contents, change, done)
             changed = changed or cell.cell_contents is not old.cell_contents
-    if fn.__defaults__:
-        new.__defaults__ = tuple([_rebuilt(value, change, done) for value in fn.__defaults__])
-        changed = changed or any(a is not b for a, b in zip(fn.__defaults__, new.__defaults__, strict=True))
+    for name in ("__defaults__", "__kwdefaults__"):
+        before = getattr(fn, name)
+        after = _rebuilt(before, change, done)
+        setattr(new, name, after)
+        changed = changed or after is not before
     if not changed:
         done[id(fn)] = new = fn
     return new

@@ -68,13 +68,16 @@ def test_length_without_xs(device: torch.device) -> None:
 
 
 def test_derivatives_reach_what_the_body_closes_over(device: torch.device) -> None:
-    """A model that the body refers to is differentiated, batched and differentiated twice, eager and jitted."""
+    """What the body refers to, also by defaults, has first and second derivatives and is batched, eager and jitted."""
     model = Linear.init(pn.random.key(0), 3, 3, dtype=DOUBLE, device=device)
     _, xs = _start(device)
 
     def loss(model: Linear, xs: Tensor) -> Tensor:
         shared = model.weight.sum()
-        helper = lambda h: model(h) * shared.cos()  # noqa: E731 - a function within a function
+
+        def helper(h: Tensor, shift: Tensor = shared.sin(), *, scale: Tensor = shared.cos()) -> Tensor:  # noqa: B008
+            return model(h) * scale + shift * shared
+
         last, ys = pn.scan(lambda h, x: (torch.tanh(helper(h) + x), h.sum()), xs[0], xs)
         return last.square().sum() + ys.sum()
 
@@ -82,7 +85,8 @@ def test_derivatives_reach_what_the_body_closes_over(device: torch.device) -> No
         h, total = xs[0], torch.zeros((), dtype=DOUBLE, device=device)
         for x in xs:
             total = total + h.sum()
-            h = torch.tanh(model(h) * model.weight.sum().cos() + x)
+            shared = model.weight.sum()
+            h = torch.tanh(model(h) * shared.cos() + shared.sin() * shared + x)
         return h.square().sum() + total
 
     def twice(f: Callable[..., Tensor]) -> Callable[..., Any]:
