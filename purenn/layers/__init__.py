@@ -59,13 +59,14 @@ from purenn.layers.adaptive_softmax import (
     adaptive_log_softmax_with_loss,
     adaptive_predict,
 )
-from purenn.layers.attention import MultiheadAttention, SelfAttention, multihead_attention, self_attention
+from purenn.layers.attention import MultiheadAttention, multihead_attention
 from purenn.layers.attention_grouped import (
     GroupedQueryAttention,
     KeyValueCache,
     cached_attention,
     grouped_query_attention,
 )
+from purenn.layers.attention_single import SelfAttention, self_attention
 from purenn.layers.bilinear import (
     Bilinear,
     bilinear,

@@ -7,8 +7,9 @@ your own states its rule as the class variable ``input_sizes``.
 from collections.abc import Mapping
 
 from purenn.layers.adaptive_softmax import AdaptiveLogSoftmaxWithLoss
-from purenn.layers.attention import MultiheadAttention, SelfAttention
+from purenn.layers.attention import MultiheadAttention
 from purenn.layers.attention_grouped import GroupedQueryAttention
+from purenn.layers.attention_single import SelfAttention
 from purenn.layers.bilinear import Bilinear
 from purenn.layers.capsule import DynamicRouting, PrimaryCapsules
 from purenn.layers.conv import Conv1d, Conv2d, Conv3d

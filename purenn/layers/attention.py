@@ -1,10 +1,10 @@
 """Attention: every position of a sequence gathers from others what its query asks for.
 
-`MultiheadAttention` is torch's layer of that name, with its parameters, options and masks. `SelfAttention` is the idea
-alone: one head, no projection of the result. Decoders of language models have theirs in `GroupedQueryAttention`.
+`MultiheadAttention` is torch's layer of that name, with its parameters, options and masks. The idea alone is
+`SelfAttention`; decoders of language models have theirs in `GroupedQueryAttention`.
 
 Masks come in two conventions. In the masks of torch's layers (`attn_mask`, `key_padding_mask`, and all of the
-transformers') True is **left out**. In those of this library's own (`mask` here and in `purenn.ops`) True **takes
+transformers') True is **left out**. In those of this library's own (`mask` elsewhere and in `purenn.ops`) True **takes
 part**, as in torch's function for attention. Write ``~mask`` to change over. Floating masks of either kind are added to
 the scores. Where nothing takes part the average is zero, never NaN.
 """
@@ -23,72 +23,6 @@ from purenn.layers._attention_masks import torch_masks
 from purenn.layers.linear import Linear, linear
 from purenn.ops._masks import both
 from purenn.tree import Layer, applies, container, static
-
-
-@container
-class SelfAttention(Layer):
-    """A single head of self-attention; see `self_attention`.
-
-    Attributes:
-        query: the map from the input to queries, ``[embed_dim, embed_dim]``.
-        key: the map to keys.
-        value: the map to values.
-    """
-
-    query: Linear
-    key: Linear
-    value: Linear
-
-    @classmethod
-    def init(
-        cls,
-        key: Tensor,
-        embed_dim: int,
-        *,
-        bias: bool = True,
-        dtype: torch.dtype | None = None,
-        device: torch.device | str | None = None,
-    ) -> Self:
-        """Draw the three maps as `Linear.init` does.
-
-        Args:
-            key: random key.
-            embed_dim: size of the input's last dimension, and of the result's.
-            bias: whether the maps have biases. Default: True.
-            dtype: of the parameters; torch's default dtype if None.
-            device: of the parameters; the key's device if None.
-        """
-        make = partial(
-            Linear.init, in_features=embed_dim, out_features=embed_dim, bias=bias, dtype=dtype, device=device
-        )
-        return cls(*(make(part) for part in random.split(key, 3)))
-
-
-@applies(SelfAttention)
-def self_attention(
-    p: SelfAttention,
-    x: Float[Tensor, "*batch length embed_dim"],
-    *,
-    mask: Shaped[Tensor, "..."] | None = None,
-    is_causal: bool = False,
-) -> Float[Tensor, "*batch length embed_dim"]:
-    """``softmax(q k^T / sqrt(embed_dim)) v`` with queries, keys and values made from `x`.
-
-    Args:
-        p: the three maps.
-        x: the sequences.
-        mask: broadcasts to ``[*batch, length, length]``; True takes part, floating numbers are added to the scores.
-        is_causal: whether a position sees none after it. Default: False.
-
-    Raises:
-        ShapeError: the shapes do not fit.
-        ArgumentError: `mask` is neither boolean nor floating.
-
-    Source:
-        Vaswani et al.: Attention Is All You Need, 2017, equation 1.
-    """
-    q, k, v = linear(p.query, x), linear(p.key, x), linear(p.value, x)
-    return ops.scaled_dot_product_attention(q, k, v, mask=mask, is_causal=is_causal)
 
 
 @container
@@ -169,7 +103,6 @@ class MultiheadAttention(Layer):
             raise ArgumentError(
                 f"MultiheadAttention.init: dropout is the probability of a zero and must be from 0 to 1, got {dropout}."
             )
-        options = {"dtype": dtype, "device": device}
         options: dict[str, Any] = {"dtype": dtype, "device": device}
         in_key, out_key, k_key, v_key = random.split(key, 4)
         sizes = (embed_dim, kdim or embed_dim, vdim or embed_dim)

@@ -12,18 +12,15 @@ from purenn.models.densenet import (
     transition,
 )
 from purenn.models.fpn import FPN, fpn
-from purenn.models.gpt2 import (
-    GPT2,
+from purenn.models.gpt2 import GPT2, GPT2Model, gpt2, gpt2_model
+from purenn.models.gpt2_block import (
     GPT2MLP,
     GPT2Attention,
     GPT2Block,
-    GPT2Model,
     TransposedLinear,
-    gpt2,
     gpt2_attention,
     gpt2_block,
     gpt2_mlp,
-    gpt2_model,
     transposed_linear,
 )
 from purenn.models.inception import Inception, NormalizedConv2d, inception, normalized_conv2d
