@@ -1,6 +1,6 @@
 """The block of GPT-2: causal attention, and hidden features of each position, around residual connections.
 
-Its maps are stored as ``[in_features, out_features]``, the other way round than those of `purenn.layers.Linear`, as in the
+The maps are stored as ``[in_features, out_features]``, the other way round than in `purenn.layers.Linear`, as in the
 public checkpoints.
 """
 
