@@ -1,5 +1,6 @@
 """Fixtures shared by all tests: one thread, a device from the command line, warnings as errors."""
 
+import importlib
 import os
 
 import pytest
@@ -12,12 +13,16 @@ settings.load_profile("purenn")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--device", default=None, help="cpu or cuda; all that are present by default")
+    parser.addoption("--shapes", action="store_true", help="check the shapes of all results; compiles nothing")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Tests may run in several processes; threads of each would fight for the cores.
     torch.set_num_threads(1)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    if config.getoption("--shapes"):
+        os.environ["TORCHDYNAMO_DISABLE"] = "1"  # what checks cannot be compiled
+        importlib.import_module("_shape_checks").install()
     # torch falls back to a slow loop where an operation has no batching rule: no layer may rest on that.
     torch._C._functorch._set_vmap_fallback_warning_enabled(True)
 

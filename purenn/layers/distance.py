@@ -66,7 +66,7 @@ class PairwiseDistance(Layer):
 
 @applies(PairwiseDistance)
 def pairwise_distance(
-    p: PairwiseDistance, x1: Float[Tensor, "*batch features"], x2: Float[Tensor, "*batch features"]
+    p: PairwiseDistance, x1: Float[Tensor, "*#batch features"], x2: Float[Tensor, "*#batch features"]
 ) -> Float[Tensor, "..."]:
     """``|x1 - x2 + eps|`` along the last dimension, of the same size in both inputs; the others are broadcast.
 

@@ -120,7 +120,7 @@ class EmbeddingBag(Layer):
 def embedding_bag(
     p: EmbeddingBag,
     indices: Int[Tensor, "..."],
-    offsets: Int[Tensor, " bags"] | None = None,
+    offsets: Int[Tensor, " offsets"] | None = None,
     per_sample_weights: Float[Tensor, "..."] | None = None,
 ) -> Float[Tensor, "bags embedding_dim"]:
     """The vectors at `indices`, put together bag by bag; an empty bag gives zeros.

@@ -26,6 +26,7 @@ from purenn.tree import applies, container, static
 Sequences = Float[Tensor, "*batch_and_length input_size"]
 Output = Float[Tensor, "*batch_and_length features"]
 States = Float[Tensor, "layers *batch size"]
+Cells = Float[Tensor, "layers *batch hidden_size"]
 
 
 @container
@@ -217,11 +218,11 @@ _LSTM = Family("lstm", ("h", "c"), lstm_step, torch.lstm)
 def lstm(
     p: LSTM,
     x: Sequences,
-    hx: tuple[States, States] | None = None,
+    hx: tuple[States, Cells] | None = None,
     *,
     lengths: Lengths = None,
     key: Tensor | None = None,
-) -> tuple[Output, tuple[States, States]]:
+) -> tuple[Output, tuple[States, Cells]]:
     """``c_t = f c_(t-1) + i g`` and ``h_t = o tanh(c_t)`` in every layer, see `lstm_cell`; with a projection W_hr h_t.
 
     Args:

@@ -7,7 +7,7 @@ the two is told by its dtype.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 
 from purenn.errors import ArgumentError, ShapeError
@@ -19,7 +19,7 @@ from purenn.tree import Layer, buffer, container, static
 
 def cross_entropy(
     logits: Float[Tensor, "*shape"],
-    target: Int[Tensor, "*indices"] | Float[Tensor, "*shape"],
+    target: Integer[Tensor, "*indices"] | Float[Tensor, "*shape"],
     *,
     weight: Float[Tensor, " classes"] | None = None,
     ignore_index: int = -100,
@@ -65,7 +65,7 @@ def cross_entropy(
 
 def nll_loss(
     log_probabilities: Float[Tensor, "*shape"],
-    target: Int[Tensor, "*indices"],
+    target: Integer[Tensor, "*indices"],
     *,
     weight: Float[Tensor, " classes"] | None = None,
     ignore_index: int = -100,

@@ -10,7 +10,7 @@ from typing import Any, Self, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Float, Integer
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -25,7 +25,7 @@ from purenn.tree import Layer, applies, buffer, container, static
 def linear_cross_entropy(
     x: Float[Tensor, "*batch in_features"],
     linear_weight: Float[Tensor, "classes *positions in_features"],
-    target: Int[Tensor, "*indices"] | Float[Tensor, "*logits"],
+    target: Integer[Tensor, "*indices"] | Float[Tensor, "*logits"],
     *,
     linear_bias: Float[Tensor, "classes *positions"] | None = None,
     weight: Float[Tensor, " classes"] | None = None,

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 from torch.autograd import forward_ad
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from purenn import random
 from purenn._modes import is_plain
@@ -19,9 +20,9 @@ from purenn.ops._masks import both, causal_mask
 
 
 def scaled_dot_product_attention(
-    q: Float[Tensor, "*batch queries features"],
-    k: Float[Tensor, "*batch keys features"],
-    v: Float[Tensor, "*batch keys values"],
+    q: Float[Tensor, "... queries features"],
+    k: Float[Tensor, "... keys features"],
+    v: Float[Tensor, "... keys values"],
     *,
     mask: Shaped[Tensor, "..."] | None = None,
     is_causal: bool = False,
@@ -29,7 +30,7 @@ def scaled_dot_product_attention(
     dropout: float = 0.0,
     key: Tensor | None = None,
     enable_gqa: bool = False,
-) -> Float[Tensor, "*batch queries values"]:
+) -> Float[Tensor, "... queries values"]:
     """``softmax(q k^T scale + mask) v``: for every query the average of the values whose keys look like it.
 
     Args:
@@ -56,6 +57,9 @@ def scaled_dot_product_attention(
     Source:
         Vaswani et al.: Attention Is All You Need, 2017. Groups: Ainslie et al.: GQA, 2023.
     """
+    if has_torch_function_variadic(q, k, v):
+        options = {"mask": mask, "is_causal": is_causal, "scale": scale, "dropout": dropout, "key": key}
+        return handle_torch_function(scaled_dot_product_attention, (q, k, v), q, k, v, **options, enable_gqa=enable_gqa)
     name = "scaled_dot_product_attention"
     batch, groups = _shapes(name, q, k, v, enable_gqa)
     mask, alive = _checked_mask(name, mask, is_causal, (*batch, q.shape[-2], k.shape[-2]))
@@ -71,8 +75,8 @@ def scaled_dot_product_attention(
 
 
 def attention_weights(
-    q: Float[Tensor, "*batch queries features"],
-    k: Float[Tensor, "*batch keys features"],
+    q: Float[Tensor, "... queries features"],
+    k: Float[Tensor, "... keys features"],
     *,
     mask: Shaped[Tensor, "..."] | None = None,
     is_causal: bool = False,
@@ -80,7 +84,7 @@ def attention_weights(
     dropout: float = 0.0,
     key: Tensor | None = None,
     enable_gqa: bool = False,
-) -> Float[Tensor, "*batch queries keys"]:
+) -> Float[Tensor, "... queries keys"]:
     """``softmax(q k^T scale + mask)``: the weights of `scaled_dot_product_attention`, with its arguments and errors.
 
     Before dropout they sum to 1 for every query, or are all 0 where all keys are masked.
