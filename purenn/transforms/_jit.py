@@ -267,8 +267,7 @@ def jit(
         fn: the function.
         static_argnames: names of arguments that are part of the key instead of being traced; they must be hashable.
         donate_argnums: positional arguments whose storage may be reused for results of the same shape and dtype. After
-        the
-            call their tensors hold those results.
+            the call their tensors hold those results.
         backend: a backend of torch.compile: "inductor", "aot_eager", "eager" or a function of a graph and inputs.
         mode: of inductor: "reduce-overhead" (CUDA graphs), "max-autotune"; None for its default.
 
