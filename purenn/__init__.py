@@ -29,9 +29,22 @@ from purenn.transforms import (
     vmap,
     while_loop,
 )
-from purenn.tree import Layer, applies, buffer, container, is_stateful, load, replace, save, static, summary
+from purenn.tree import (
+    Checkpointer,
+    Layer,
+    applies,
+    buffer,
+    container,
+    is_stateful,
+    load,
+    replace,
+    save,
+    static,
+    summary,
+)
 
 __all__ = [
+    "Checkpointer",
     "Layer",
     "__version__",
     "applies",

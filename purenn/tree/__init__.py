@@ -1,6 +1,7 @@
 """What a model is: immutable trees of tensors, and everything that is done to them."""
 
 from purenn.tree._applies import applies, is_stateful
+from purenn.tree._checkpointer import Checkpointer
 from purenn.tree._compare import Comparison, allclose, equal
 from purenn.tree._container import Layer, container
 from purenn.tree._contiguous import contiguous
@@ -19,6 +20,7 @@ from purenn.tree._ties import tie, untie
 __all__ = [
     "HOLE",
     "Alias",
+    "Checkpointer",
     "Comparison",
     "Layer",
     "Selection",
