@@ -2,20 +2,20 @@
 
 import os
 import secrets
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from purenn.errors import CheckpointError
+from purenn.tree._checksum import checksum
+from purenn.tree._stored import CHECKSUM, alike, misfits, read, tensors_of_file
 from purenn.tree._walk import flatten, quoted, short
 
 T = TypeVar("T")
-R = TypeVar("R")
 
 
 def save(path: str | os.PathLike[str], tree: Any, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -26,7 +26,7 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Mapping[str, str]
     Args:
         path: the file.
         tree: the tree. A tied leaf is stored once. Structure and static fields are not stored: `load` takes them from
-            the tree that it is given.
+            the tree that it is given. A checksum is, by which `load` finds damage.
         metadata: text to keep in the file's header.
 
     Raises:
@@ -49,12 +49,12 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Mapping[str, str]
         storage = tensor.untyped_storage().data_ptr()
         tensors[leaf.path or "leaf"] = tensor.clone() if storage in kept else tensor
         kept.add(storage)
+    text = {**(metadata or {}), CHECKSUM: checksum(tensors)}
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         temporary.touch(exist_ok=False)
         permissions = temporary.stat().st_mode
-        # None, since an empty dict makes a file that cannot be read if there are no tensors either.
-        save_file(tensors, temporary, metadata=dict(metadata) if metadata else None)
+        save_file(tensors, temporary, metadata=text)
         temporary.chmod(permissions)  # safetensors makes files that only their owner can read
         with open(temporary, "r+b") as written:
             os.fsync(written.fileno())
@@ -99,20 +99,13 @@ def load(path: str | os.PathLike[str], *, like: T) -> T:
         A new tree; `like` is not touched.
 
     Raises:
-        CheckpointError: there is no such file, or it is no safetensors file, or it lacks leaves, has others, or has
-            leaves of other shapes or dtypes. All of them are listed in one error.
+        CheckpointError: there is no such file, or it is no safetensors file, or it is damaged, or it lacks leaves, has
+            others, or has leaves of other shapes or dtypes. All of them are listed in one error.
     """
     values, structure = flatten(like)
     wanted = {leaf.path or "leaf": value for leaf, value in zip(structure.leaves, values, strict=True)}
-    stored = _read("load", path, lambda file: {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118
-    problems = [f"missing: {name}" for name in wanted if name not in stored]
-    problems += [f"unexpected: {name} {short(value)}" for name, value in stored.items() if name not in wanted]
-    for name, value in wanted.items():
-        found = stored.get(name)
-        if not isinstance(value, Tensor):
-            problems.append(f"no tensor in the tree: {name} is {value!r}")
-        elif found is not None and (found.shape, found.dtype) != (value.shape, value.dtype):
-            problems.append(f"different: {name} is {short(found)} in the file, {short(value)} in the tree")
+    stored = tensors_of_file("load", path)
+    problems = misfits(wanted, stored, source="file", target="tree", fits=alike)
     if problems:
         raise CheckpointError(
             f"load: {os.fspath(path)} does not fit the tree:\n  " + "\n  ".join(problems) + "\n"
@@ -129,15 +122,6 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
     Raises:
         CheckpointError: there is no such file, or it is no safetensors file.
     """
-    return _read("metadata", path, lambda file: dict(file.metadata() or {}))
-
-
-def _read(verb: str, path: str | os.PathLike[str], read: Callable[[Any], R]) -> R:
-    name = os.fspath(path)
-    if not os.path.isfile(name):
-        raise CheckpointError(f"{verb}: there is no file {name}.")
-    try:
-        with safe_open(name, framework="pt") as file:
-            return read(file)
-    except SafetensorError as error:
-        raise CheckpointError(f"{verb}: {name} cannot be read as a safetensors file: {error}.") from error
+    text = read("metadata", path, lambda file: dict(file.metadata() or {}))
+    text.pop(CHECKSUM, None)
+    return text
