@@ -12,7 +12,7 @@ from torch import Tensor
 
 from purenn.errors import CheckpointError
 from purenn.tree._checksum import checksum
-from purenn.tree._stored import CHECKSUM, alike, misfits, read, tensors_of_file
+from purenn.tree._stored import CHECKSUM, FORMAT, alike, misfits, read, tensors_of_file
 from purenn.tree._walk import flatten, quoted, short
 
 T = TypeVar("T")
@@ -49,7 +49,7 @@ def save(path: str | os.PathLike[str], tree: Any, *, metadata: Mapping[str, str]
         storage = tensor.untyped_storage().data_ptr()
         tensors[leaf.path or "leaf"] = tensor.clone() if storage in kept else tensor
         kept.add(storage)
-    text = {**(metadata or {}), CHECKSUM: checksum(tensors)}
+    text = {**(metadata or {}), CHECKSUM: checksum(tensors), FORMAT: "1"}
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
         temporary.touch(exist_ok=False)
@@ -123,5 +123,4 @@ def metadata(path: str | os.PathLike[str]) -> dict[str, str]:
         CheckpointError: there is no such file, or it is no safetensors file.
     """
     text = read("metadata", path, lambda file: dict(file.metadata() or {}))
-    text.pop(CHECKSUM, None)
-    return text
+    return {key: value for key, value in text.items() if key not in (CHECKSUM, FORMAT)}

@@ -18,8 +18,9 @@ from purenn.tree._walk import short
 
 R = TypeVar("R")
 INDEX = ".safetensors.index.json"
-# The key under which a checksum stands in a file's header.
-CHECKSUM = "purenn.checksum"
+# What stands in the header of a file with a checksum. There are two keys, so that damage to one is not taken for a file
+# without a checksum.
+CHECKSUM, FORMAT = "purenn.checksum", "purenn.format"
 
 
 def read(verb: str, path: str | os.PathLike[str], f: Callable[[Any], R]) -> R:
@@ -52,8 +53,8 @@ def tensors_of_file(verb: str, path: str | os.PathLike[str]) -> dict[str, Tensor
 
     def everything(file: Any) -> dict[str, Tensor]:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        wanted = (file.metadata() or {}).get(CHECKSUM)
-        if wanted is not None and checksum(tensors) != wanted:
+        text = file.metadata() or {}
+        if (CHECKSUM in text or FORMAT in text) and text.get(CHECKSUM) != checksum(tensors):
             raise CheckpointError(f"{verb}: {os.fspath(path)} is damaged: its contents do not have its checksum.")
         return tensors
 
