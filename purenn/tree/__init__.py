@@ -14,7 +14,7 @@ from purenn.tree._partition import combine, freeze, partition, unfreeze
 from purenn.tree._replace import replace
 from purenn.tree._select import Selection, select
 from purenn.tree._stack import stack, unstack
-from purenn.tree._summary import summary
+from purenn.tree._summary import Summary, summary
 from purenn.tree._ties import tie, untie
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Comparison",
     "Layer",
     "Selection",
+    "Summary",
     "allclose",
     "applies",
     "buffer",

@@ -15,7 +15,7 @@ from torch import nn
 from purenn.errors import ContainerError
 from purenn.tree._fields import Spec, is_container, spec_of
 from purenn.tree._ties import resolved, tie_like
-from purenn.tree._watch import shown
+from purenn.tree._watch import begun, shown
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -99,10 +99,13 @@ def _apply_marked(fn: Callable[..., Any], p: Any, args: tuple, kwargs: dict) -> 
     marks = getattr(p, "_marks", None)
     if marks is None or not (marks.tied or marks.watched is not None):
         return fn(p, *args, **kwargs)
+    path = marks.watched if known is not None and known.raw is fn else None
+    if path is not None:
+        begun(path, args)
     out = fn(resolved(p) if marks.tied else p, *args, **kwargs)
     y, new = out if is_stateful(p) else (out, None)
-    if marks.watched is not None and known is not None and known.raw is fn:
-        y = shown(marks.watched, y)
+    if path is not None:
+        y = shown(path, y)
     if new is None:
         return y
     return y, tie_like(new, p) if marks.tied else new

@@ -1,19 +1,102 @@
-"""A first look at a model: a table of its leaves."""
+"""A look at a model: a table of its leaves, or of its layers as they work on an example."""
 
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
+from purenn.tree._applies import container_of
 from purenn.tree._move import count
+from purenn.tree._summary_of_calls import Call, calls_of
 from purenn.tree._ties import aliases_of
 from purenn.tree._walk import flatten, is_trainable, short
 
+Rows = Sequence[tuple[str, ...]]
 
-def summary(p: Any) -> str:
-    """A table with a row for every leaf: path, class of its container, shape, number of elements, role.
 
-    Below it the totals: parameters, those that are trained, buffers. Ties are listed once, with their aliases.
+class Summary(str):
+    """A table as a text, which is shown as it is; a `rich` console shows it in colour.
+
+    Attributes:
+        parameters: the number of elements of all parameters.
+        flops: floating-point operations of the whole call; None for a table of leaves.
     """
+
+    __slots__ = ("_notes", "_rows", "flops", "parameters")
+
+    parameters: int
+    flops: int | None
+
+    def __new__(cls, rows: Rows, notes: Sequence[str], parameters: int, flops: int | None = None) -> "Summary":
+        """Write the table: `rows`, of which the first is the heading, and `notes` below it."""
+        self = super().__new__(cls, "\n".join([*_aligned(rows), *notes]))
+        self._rows, self._notes = rows, notes
+        self.parameters, self.flops = parameters, flops
+        return self
+
+    def __repr__(self) -> str:
+        return str(self)
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+
+        table = Table(caption="\n".join(self._notes))
+        for title, *cells in zip(*self._rows, strict=True):
+            table.add_column(title, justify="right" if _are_numbers(cells) else "left")
+        for row in self._rows[1:]:
+            table.add_row(*row)
+        return table
+
+
+def summary(p: Any, *inputs: Any, **options: Any) -> Summary:
+    """A table of a model.
+
+    Without inputs it has a row for every leaf: path, class of its container, shape, number of elements, role. With
+    inputs the model is applied to them without computing or allocating anything, also when it is on the meta device,
+    and there is a row for every layer: shapes of its inputs and of its output, its own parameters (those of layers
+    within it are in their rows), bytes of its tensors, and the floating-point operations of its call, with those of the
+    layers within it. As usual, these are the additions and multiplications of convolutions, matrix products and
+    attention. A layer that is applied more than once has the shapes of its first call and the operations of all.
+
+    Below the table are ties and totals.
+
+    Args:
+        p: a model, or a module made by `bridge.to_module`; without inputs any tree.
+        *inputs: an example.
+        **options: options of the model's function, such as ``train=True``.
+
+    Returns:
+        The table as a text, with the totals as attributes.
+
+    Raises:
+        ContainerError: there are inputs, and `p` has no function to apply.
+
+    Example:
+        >>> import torch, purenn as pn
+        >>> from purenn.layers import Linear, ReLU, Sequential
+        >>> p = Sequential.of(Linear.init(pn.random.key(0), 784, 10, device="meta"), ReLU())
+        >>> pn.summary(p, torch.empty(32, 784))
+        path      layer       in           out         parameters  trained   bytes    FLOPs
+        --------  ----------  -----------  ----------  ----------  -------  ------  -------
+        -         Sequential  f32[32,784]  f32[32,10]           0        0       0  501,760
+        layers.0  Linear      f32[32,784]  f32[32,10]       7,850    7,850  31,400  501,760
+        layers.1  ReLU        f32[32,10]   f32[32,10]           0        0       0        0
+        7,850 parameters, 7,850 trained, 0 elements in buffers
+        31,400 bytes, 501,760 FLOPs
+    """
+    p = container_of(p)
+    notes = [f"{alias} = {path} (tied)" for alias, path in aliases_of(p).items()]
+    parameters, buffers = count(p), count(p, kind="buffer")
+    notes.append(f"{parameters:,} parameters, {count(p, trainable=True):,} trained, {buffers:,} elements in buffers")
+    if not inputs and not options:
+        return Summary(_of_leaves(p), notes, parameters)
+    calls = calls_of(p, inputs, options)
+    flops = calls[0].flops
+    notes.append(f"{sum(call.bytes for call in calls):,} bytes, {flops:,} FLOPs")
+    return Summary(_of_calls(calls), notes, parameters, flops)
+
+
+def _of_leaves(p: Any) -> Rows:
     values, structure = flatten(p)
     rows = [("path", "in", "tensor", "elements", "role")]
     for leaf, value in zip(structure.leaves, values, strict=True):
@@ -22,16 +105,32 @@ def summary(p: Any) -> str:
             role = "not trained"
         elements = f"{value.numel():,}" if isinstance(value, Tensor) else "-"
         rows.append((leaf.path or "(the leaf itself)", leaf.owner or "-", short(value), elements, role))
-    widths = [max(len(row[column]) for row in rows) for column in range(5)]
+    return rows
+
+
+def _of_calls(calls: Sequence[Call]) -> Rows:
+    rows: list[tuple[str, ...]] = [("path", "layer", "in", "out", "parameters", "trained", "bytes", "FLOPs")]
+    for call in calls:
+        path = (call.path or "-") + (f" (x{call.times})" if call.times > 1 else "")
+        numbers = (f"{number:,}" for number in (call.parameters, call.trained, call.bytes, call.flops))
+        rows.append((path, call.kind, call.inputs, call.output, *numbers))
+    return rows
+
+
+def _are_numbers(cells: Sequence[str]) -> bool:
+    return any(cell[0].isdigit() for cell in cells) and all(cell == "-" or cell[0].isdigit() for cell in cells)
+
+
+def _aligned(rows: Rows) -> list[str]:
+    columns = list(zip(*rows, strict=True))
+    widths = [max(map(len, column)) for column in columns]
+    numbers = [_are_numbers(column[1:]) for column in columns]
     lines = [
         "  ".join(
-            cell.rjust(w) if number == 3 else cell.ljust(w)
-            for number, (cell, w) in enumerate(zip(row, widths, strict=True))
+            cell.rjust(width) if right else cell.ljust(width)
+            for cell, width, right in zip(row, widths, numbers, strict=True)
         ).rstrip()
         for row in rows
     ]
-    lines.insert(1, "  ".join("-" * w for w in widths))
-    lines += [f"{alias} = {path} (tied)" for alias, path in aliases_of(p).items()]
-    trained, buffers = count(p, trainable=True), count(p, kind="buffer")
-    lines.append(f"{count(p):,} parameters, {trained:,} trained, {buffers:,} elements in buffers")
-    return "\n".join(lines)
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return lines

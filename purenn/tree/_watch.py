@@ -1,13 +1,13 @@
-"""Watching layers while a function runs: the mechanism behind `capture`, `perturb` and `intervene`.
+"""Watching layers while a function runs: the mechanism behind `capture`, `perturb`, `intervene` and `summary`.
 
 The layers to be watched are marked in a copy of the tree. A marked layer leaves the hot path of its call, so that
-layers nobody watches pay nothing, and shows its output to the watcher that is active.
+layers nobody watches pay nothing, and shows its inputs and its output to the watcher that is active.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, NamedTuple
 
 from purenn.tree._fields import changed_marks, is_container
 from purenn.tree._replace import replace
@@ -15,13 +15,24 @@ from purenn.tree._walk import Entries, join, one_level
 
 Watcher = Callable[[str, Any], Any]
 
-_watcher: ContextVar[Watcher | None] = ContextVar("purenn_watcher", default=None)
+
+class _Watchers(NamedTuple):
+    after: Watcher
+    before: Callable[[str, tuple[Any, ...]], None] | None
+
+
+_watcher: ContextVar[_Watchers | None] = ContextVar("purenn_watcher", default=None)
 
 
 @contextmanager
-def watching(watcher: Watcher) -> Iterator[None]:
-    """While the block runs, every marked layer's output becomes ``watcher(path, output)``."""
-    token = _watcher.set(watcher)
+def watching(after: Watcher, before: Callable[[str, tuple[Any, ...]], None] | None = None) -> Iterator[None]:
+    """While the block runs, every marked layer's output becomes ``after(path, output)``.
+
+    Args:
+        after: called with each output.
+        before: called as ``before(path, inputs)`` when a layer begins.
+    """
+    token = _watcher.set(_Watchers(after, before))
     try:
         yield
     finally:
@@ -33,10 +44,17 @@ def is_watched() -> bool:
     return _watcher.get() is not None
 
 
+def begun(path: str, inputs: tuple[Any, ...]) -> None:
+    """Tell the active watcher that a marked layer begins."""
+    watchers = _watcher.get()
+    if watchers is not None and watchers.before is not None:
+        watchers.before(path, inputs)
+
+
 def shown(path: str, output: Any) -> Any:
     """A marked layer's output as the active watcher wants it."""
-    watcher = _watcher.get()
-    return output if watcher is None else watcher(path, output)
+    watchers = _watcher.get()
+    return output if watchers is None else watchers.after(path, output)
 
 
 def watched(tree: Any, places: set[Entries]) -> Any:

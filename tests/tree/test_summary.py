@@ -2,10 +2,30 @@
 
 from typing import Any
 
+import pytest
 import torch
 from _models import Box, Chain, Count, make_affine, make_tied
+from torch import Tensor
 
+import bridge
 import purenn as pn
+from purenn.errors import ContainerError, ShapeError
+from purenn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU, Sequential, linear
+from purenn.models import GPT2, ResNet
+
+
+@pn.container
+class Twice(pn.Layer):
+    """A layer that is applied twice, and one that is not."""
+
+    used: Linear
+    left: Linear
+
+
+@pn.applies(Twice)
+def twice(p: Twice, x: Tensor) -> Tensor:
+    """The first layer after itself."""
+    return linear(p.used, linear(p.used, x))
 
 
 def make_all_roles(device: torch.device) -> Chain:
@@ -57,3 +77,73 @@ def test_summary_of_other_trees(device: torch.device) -> None:
     cases: list[Any] = [(tied, TIED), (torch.ones(2, device=device), LEAF), ((), EMPTY), (None, EMPTY)]
     for tree, expected in cases:
         assert pn.summary(tree) == expected
+
+
+TWICE = """\
+path       layer   in        out       parameters  trained  bytes  FLOPs
+---------  ------  --------  --------  ----------  -------  -----  -----
+-          Twice   f32[4,3]  f32[4,3]           0        0      0    144
+used (x2)  Linear  f32[4,3]  f32[4,3]          12       12     48    144
+left       Linear  -         -                 12       12     48      0
+24 parameters, 24 trained, 0 elements in buffers
+96 bytes, 144 FLOPs"""
+
+CALLS = """\
+path      layer        in            out           parameters  trained  bytes  FLOPs
+--------  -----------  ------------  ------------  ----------  -------  -----  -----
+-         Sequential   f32[2,3,5,5]  f32[2,8]               0        0      0  5,040
+layers.0  Conv2d       f32[2,3,5,5]  f32[2,4,3,3]         112      108    448  3,888
+layers.1  BatchNorm2d  f32[2,4,3,3]  f32[2,4,3,3]           8        8     72      0
+layers.2  ReLU         f32[2,4,3,3]  f32[2,4,3,3]           0        0      0      0
+layers.3  Flatten      f32[2,4,3,3]  f32[2,36]              0        0      0      0
+layers.4  Linear       f32[2,36]     f32[2,8]             296      296  1,184  1,152
+416 parameters, 412 trained, 9 elements in buffers
+1,704 bytes, 5,040 FLOPs"""
+
+
+def test_summary_of_calls(device: torch.device) -> None:
+    """With an example, a row for every layer: shapes, own parameters, bytes, operations; nothing is computed."""
+    keys = pn.random.split(pn.random.key(0, device), 3)
+    conv = pn.tree.freeze(Conv2d.init(keys[0], 3, 4, 3), "bias")
+    p = Sequential.of(conv, BatchNorm2d.init(4, device=device), ReLU(), Flatten(), Linear.init(keys[1], 36, 8))
+    table = pn.summary(p, torch.empty(2, 3, 5, 5, device="meta"), train=True)
+    assert table == CALLS
+    assert (table.parameters, table.flops) == (416, 3888 + 1152)
+    assert repr(table) == str(table)
+    p = pn.tree.unfreeze(p)
+    x = torch.ones(2, 3, 5, 5, device=device)
+    assert pn.summary(bridge.to_module(p), x) == pn.summary(p, x)
+
+
+def test_published_counts() -> None:
+    """Parameters and operations of ResNet-50 and of GPT-2's smallest model, from shapes alone."""
+    key = pn.random.key(0)
+    resnet = ResNet.init(key, (3, 4, 6, 3), bottlenecks=True, device="meta")
+    table = pn.summary(resnet, torch.empty(1, 3, 224, 224))
+    assert table.parameters == 25_557_032
+    assert table.flops == pytest.approx(2 * 4.089e9, rel=0.01)  # multiply-adds of the usual tools, twice
+    gpt2 = GPT2.init(key, device="meta")
+    length, dim, depth, words = 1024, 768, 12, 50257
+    by_hand = 2 * length * (depth * (12 * dim * dim + 2 * length * dim) + words * dim)
+    table = pn.summary(gpt2, torch.zeros(1, length, dtype=torch.int64))
+    assert table.parameters == 124_439_808
+    assert table.flops == pytest.approx(by_hand, rel=0.01)
+    assert "lm_head.weight = transformer.wte.weight (tied)" in table
+
+
+def test_layers_applied_twice(device: torch.device) -> None:
+    """A layer's operations are those of all its calls; one that is not applied has no shapes."""
+    p = Twice(Linear.init(pn.random.key(0, device), 3, 3), Linear.init(pn.random.key(1, device), 3, 3))
+    table = pn.summary(p, torch.ones(4, 3, device=device))
+    assert table == TWICE
+
+
+def test_errors(device: torch.device) -> None:
+    """Only what has a function can be applied."""
+    with pytest.raises(ContainerError) as caught:
+        pn.summary({"w": torch.ones(2, device=device)}, torch.ones(2))
+    assert str(caught.value) == (
+        "summary: a dict has no function to apply to inputs. Give a layer or a model, or no inputs."
+    )
+    with pytest.raises(ShapeError):
+        pn.summary(Linear.init(pn.random.key(0, device), 3, 3), torch.ones(4, 5))

@@ -123,7 +123,7 @@ def answers() -> None:
     assert_type(pn.tree.count(p, trainable=True), int)
     assert_type(pn.tree.device(p), torch.device | None)
     assert_type(pn.tree.is_container(p), bool)
-    assert_type(pn.summary(p), str)
+    assert_type(pn.summary(p), pn.tree.Summary)
     assert_type(pn.save(Path("p.safetensors"), p, metadata={"step": "1"}), None)
     assert_type(pn.tree.metadata("p.safetensors"), dict[str, str])
     pn.save("p.safetensors", p, metadata={"step": 1})  # pyright: ignore[reportArgumentType]
