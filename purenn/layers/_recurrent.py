@@ -9,15 +9,17 @@ from typing import Any, NamedTuple
 import torch
 from jaxtyping import Bool, Int, Shaped
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 from purenn import random
+from purenn._kernels import may_use_kernels
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError, ShapeError
+from purenn.layers._lstm_op import has_kernel, lstm_by_kernel
 from purenn.layers.dropout import Dropout, dropout
-from purenn.ops._recurrent import State, Step, Weights, input_part
+from purenn.ops._recurrent import State, Step, Weights, input_part, lstm_step
 from purenn.transforms import scan
+from purenn.transforms._program import writes_programs
 
 Lengths = Int[Tensor, "*batch"] | None
 Valid = Bool[Tensor, "length batch 1"] | None
@@ -41,11 +43,6 @@ class Family(NamedTuple):
     states: tuple[str, ...]
     step: Step
     kernel: Callable[..., Sequence[Tensor]]
-
-
-def may_use_kernels(*tensors: Tensor) -> bool:
-    """Whether torch's own functions for cells and sequences can be differentiated and batched as their formulas can."""
-    return is_plain(*tensors) and forward_ad._current_level < 0
 
 
 def run(
@@ -132,9 +129,11 @@ def _layer_by_kernel(
 
 
 def _layer(step: Step, weights: list[Weights], x: Tensor, state: State, valid: Valid) -> tuple[Tensor, State]:
+    is_plain_lstm = step is lstm_step and valid is None and weights[0].weight_hr is None
+    by_operation = is_plain_lstm and writes_programs() and has_kernel(x)
     outputs, lasts = zip(
         *(
-            _direction(step, own, x, first, valid, reverse)
+            _by_operation(own, x, first, reverse) if by_operation else _direction(step, own, x, first, valid, reverse)
             for own, first, reverse in zip(weights, _by_direction(state), (False, True), strict=False)
         ),
         strict=True,
@@ -165,6 +164,18 @@ def _direction(
 
     last, outputs = scan(body, first, (input_part(x, weights), valid), reverse=reverse)
     return outputs, last
+
+
+def _by_operation(weights: Weights, x: Tensor, first: State, reverse: bool) -> tuple[Tensor, State]:
+    # Under `pn.jit`: the kernel as an operation of the graph.
+    def formula(x: Tensor, h: Tensor, c: Tensor, *parameters: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y, (h, c) = _direction(lstm_step, Weights(*parameters), x, (h, c), None, reverse)
+        return y, h, c
+
+    w_ih, w_hh, b_ih, b_hh, _ = weights
+    biases = [w_ih.new_zeros(len(w_ih)) if bias is None else bias for bias in (b_ih, b_hh)]
+    y, *last = lstm_by_kernel(formula, x, *first, w_ih, w_hh, *biases, reverse=reverse)
+    return y, tuple(last)
 
 
 def _valid_steps(family: Family, lengths: Tensor, steps: int, batch: tuple[int, ...]) -> Bool[Tensor, "length batch 1"]:

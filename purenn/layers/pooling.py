@@ -8,6 +8,7 @@ are one number or one for each spatial dimension. All options are those of `torc
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
@@ -154,7 +155,14 @@ def avg_pool3d(
 def _avg_pool(function: Callable[..., Tensor], p: AvgPool1d, x: Tensor, dimensions: int, *divisor: Any) -> Tensor:
     check_spatial("avg_pool", x, dimensions)
     stride = p.kernel_size if p.stride is None else p.stride
-    return function(x, p.kernel_size, stride, p.padding, p.ceil_mode, p.count_include_pad, *divisor)
+    wide = _with_kernel(x, dimensions)
+    return function(wide, p.kernel_size, stride, p.padding, p.ceil_mode, p.count_include_pad, *divisor).to(x.dtype)
+
+
+def _with_kernel(x: Tensor, dimensions: int) -> Tensor:
+    # On the CPU torch has no averages of volumes in half precision.
+    half = dimensions == 3 and x.dtype in (torch.float16, torch.bfloat16) and x.device.type == "cpu"
+    return x.float() if half else x
 
 
 @container
@@ -215,4 +223,5 @@ def lp_pool3d(
 
 def _lp_pool(function: Callable[..., Tensor], p: _LPPool, x: Tensor, dimensions: int) -> Tensor:
     check_spatial("lp_pool", x, dimensions)
-    return function(x, float(p.norm_type), p.kernel_size, p.stride, p.ceil_mode)
+    wide = _with_kernel(x, dimensions)
+    return function(wide, float(p.norm_type), p.kernel_size, p.stride, p.ceil_mode).to(x.dtype)

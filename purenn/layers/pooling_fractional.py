@@ -2,8 +2,8 @@
 
 Graham 2014, Fractional max-pooling, arXiv:1412.6071. Along each dimension of each channel one number u from [0, 1)
 fixes where the windows start: window i at ``floor(a * (i + u)) - floor(a * u)``, the last one at the end of the input.
-torch's kernel has no batching rule; here the windows are gathered, the maximum chosen, and the chosen elements gathered
-again, so that all derivatives pass through that last step alone.
+Where the largest elements are is found first, by torch's kernel where it has all that is asked for, elsewhere in plain
+operations; then they are gathered, so that all derivatives pass through that last step alone.
 """
 
 from typing import Any
@@ -13,9 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from purenn import random
+from purenn._kernels import Kernel, differentiable_twice, may_use_kernels
 from purenn.errors import ArgumentError, ShapeError
 from purenn.layers._spatial import Sizes, check_spatial, per_dimension
 from purenn.tree import Layer, applies, buffer, container, static
+
+_aten = torch.ops.aten
+_KERNELS = {
+    2: (_aten.fractional_max_pool2d.default, _aten.fractional_max_pool2d_backward.default),
+    3: (_aten.fractional_max_pool3d.default, _aten.fractional_max_pool3d_backward.default),
+}
 
 
 @container
@@ -85,12 +92,40 @@ def _fractional_max_pool(p: _FractionalMaxPool, x: Tensor, dimensions: int, key:
     kernel_size = per_dimension("kernel_size", p.kernel_size, dimensions)
     output_size = _output_size(p, x, kernel_size)
     samples = _samples(p, x, dimensions, key)
-    flat = x.flatten(-dimensions)
+    # In half precision the kernel computes the places too, and they would be wrong.
+    if samples.dtype == x.dtype and x.numel() and not x.is_meta and may_use_kernels(x, samples):
+        y, indices = _by_kernel(x, kernel_size, output_size, samples)
+    else:
+        indices = _indices(x.detach(), kernel_size, output_size, samples)
+        y = _at(x, indices, dimensions)
+    return (y, indices) if p.return_indices else y
+
+
+def _at(x: Tensor, indices: Tensor, dimensions: int) -> Tensor:
+    return x.flatten(-dimensions).gather(-1, indices.flatten(-dimensions)).reshape(indices.shape)
+
+
+def _by_kernel(
+    x: Tensor, kernel_size: tuple[int, ...], output_size: tuple[int, ...], samples: Tensor
+) -> tuple[Tensor, Tensor]:
+    dimensions = len(kernel_size)
+    pool, derivative = _KERNELS[dimensions]
+    if x.dim() == dimensions + 1:
+        y, indices = _by_kernel(x[None], kernel_size, output_size, samples[None])
+        return y[0], indices[0]
+    y, indices = pool(x.detach(), kernel_size, output_size, samples)
+    kernel = Kernel(
+        lambda _: (y,), lambda gradient, x: derivative(gradient.contiguous(), x, kernel_size, output_size, indices)
+    )
+    return differentiable_twice(kernel, lambda x: _at(x, indices, dimensions), x), indices
+
+
+def _indices(x: Tensor, kernel_size: tuple[int, ...], output_size: tuple[int, ...], samples: Tensor) -> Tensor:
+    # Where the largest element of each window lies.
+    dimensions = len(kernel_size)
     places = _window_places(x.shape[-dimensions:], output_size, kernel_size, samples)
-    chosen = flat.detach().gather(-1, places.flatten(-2)).unflatten(-1, places.shape[-2:]).argmax(-1, keepdim=True)
-    indices = places.gather(-1, chosen).squeeze(-1)
-    y = flat.gather(-1, indices).unflatten(-1, output_size)
-    return (y, indices.unflatten(-1, output_size)) if p.return_indices else y
+    windows = x.flatten(-dimensions).gather(-1, places.flatten(-2)).unflatten(-1, places.shape[-2:])
+    return places.gather(-1, windows.argmax(-1, keepdim=True)).squeeze(-1).unflatten(-1, output_size)
 
 
 def _output_size(p: _FractionalMaxPool, x: Tensor, kernel_size: tuple[int, ...]) -> tuple[int, ...]:
@@ -116,7 +151,7 @@ def _output_size(p: _FractionalMaxPool, x: Tensor, kernel_size: tuple[int, ...])
     return output_size
 
 
-def _samples(p: _FractionalMaxPool, x: Tensor, dimensions: int, key: Tensor | None) -> list[Tensor]:
+def _samples(p: _FractionalMaxPool, x: Tensor, dimensions: int, key: Tensor | None) -> Tensor:
     shape = (*x.shape[:-dimensions], dimensions)
     # Places computed in half precision would be wrong.
     dtype = torch.promote_types(x.dtype, torch.float32)
@@ -126,22 +161,21 @@ def _samples(p: _FractionalMaxPool, x: Tensor, dimensions: int, key: Tensor | No
                 f"fractional_max_pool{dimensions}d: random_samples must have shape {list(shape)} for x of shape "
                 f"{list(x.shape)}, got {list(p._random_samples.shape)}."
             )
-        samples = p._random_samples.to(dtype).reshape(shape)
-    elif key is not None:
-        samples = random.uniform(key, shape, dtype=dtype)
-    else:
-        samples = x.new_full(shape, 0.5, dtype=dtype)
-    by_dimension = list(samples.unbind(-1))
-    return by_dimension[::-1] if dimensions == 2 else by_dimension
+        return p._random_samples.to(dtype).reshape(shape)
+    if key is not None:
+        return random.uniform(key, shape, dtype=dtype)
+    return x.new_full(shape, 0.5, dtype=dtype)
 
 
 def _window_places(
-    sizes: torch.Size, output_size: tuple[int, ...], kernel_size: tuple[int, ...], samples: list[Tensor]
+    sizes: torch.Size, output_size: tuple[int, ...], kernel_size: tuple[int, ...], samples: Tensor
 ) -> Tensor:
     # Where the elements of every window lie in the flat input: [*batch, channels, windows, elements of a window].
     dimensions = len(kernel_size)
+    # In two dimensions torch has the number of the width first.
+    numbers = samples.flip(-1).unbind(-1) if dimensions == 2 else samples.unbind(-1)
     places: Any = 0
-    for axis, (size, out, width, u) in enumerate(zip(sizes, output_size, kernel_size, samples, strict=True)):
+    for axis, (size, out, width, u) in enumerate(zip(sizes, output_size, kernel_size, numbers, strict=True)):
         step = (size - width) / max(out - 1, 1)
         window = torch.arange(out, device=u.device)
         u = u.unsqueeze(-1)

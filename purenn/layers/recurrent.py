@@ -141,9 +141,7 @@ class LSTM(Recurrent):
         bias_ih_l0: ``[4 * hidden_size]`` or None.
         bias_hh_l0: ``[4 * hidden_size]`` or None.
         weight_hr_l0: the projection of the output, ``[proj_size, hidden_size]``, or None.
-        batch_first: whether batches are ``[batch, length, features]`` and not ``[length, batch, features]``. Default:
-            False.
-        dropout: probability of a zero in what a layer hands on to the next, if a key is given. Default: 0.
+        batch_first, dropout: as in `RNN`.
     """
 
     weight_hr_l0: Float[Tensor, "proj_size hidden_size"] | None = None
@@ -167,21 +165,9 @@ class LSTM(Recurrent):
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> Self:
-        """Draw all parameters from U(-k, k), ``k = 1 / sqrt(hidden_size)``.
+        """Draw the parameters; arguments are those of `RNN.init`, without `nonlinearity`, and `proj_size`.
 
-        Args:
-            key: random key.
-            input_size: size of the input's last dimension.
-            hidden_size: features of the hidden state.
-            num_layers: how many layers, each with the output of the one before as its input. Default: 1.
-            bias: whether there are biases. Default: True.
-            batch_first: whether batches are ``[batch, length, features]`` and not ``[length, batch, features]``.
-                Default: False.
-            dropout: probability of a zero in what a layer hands on to the next, if a key is given. Default: 0.
-            bidirectional: whether every layer also reads the sequences backwards. Default: False.
-            proj_size: features of the projected output, fewer than `hidden_size`; 0 for no projection. Default: 0.
-            dtype: of the parameters; torch's default dtype if None.
-            device: of the parameters; the key's device if None.
+        That is how many features the output is projected to, fewer than `hidden_size`; 0, the default, is none.
 
         Raises:
             ArgumentError: a size is not positive, `dropout` is no probability, or `proj_size` is out of range.
@@ -261,9 +247,7 @@ class GRU(Recurrent):
         weight_hh_l0: ``[3 * hidden_size, hidden_size]``.
         bias_ih_l0: ``[3 * hidden_size]`` or None.
         bias_hh_l0: ``[3 * hidden_size]`` or None.
-        batch_first: whether batches are ``[batch, length, features]`` and not ``[length, batch, features]``. Default:
-            False.
-        dropout: probability of a zero in what a layer hands on to the next, if a key is given. Default: 0.
+        batch_first, dropout: as in `RNN`.
     """
 
     _gates: ClassVar[int] = 3

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from purenn._kernels import may_use_kernels
 from purenn.errors import ShapeError
-from purenn.layers._recurrent import as_state, may_use_kernels, require_state
+from purenn.layers._recurrent import as_state, require_state
 from purenn.layers._recurrent_parameters import draw_parameters, require_nonlinearity, require_sizes
 from purenn.ops._recurrent import State, Step, Weights, gru_step, input_part, lstm_step, relu_step, tanh_step
 from purenn.tree import Layer, applies, container, static

@@ -11,10 +11,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from purenn._kernels import Kernel, differentiable_twice
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError, ShapeError
 from purenn.losses._binds import binds
-from purenn.losses._kernels import Kernel, differentiable_twice, may_fuse
+from purenn.losses._kernels import may_fuse
 from purenn.losses._reduction import Reduction, check_reduction, reduced
 from purenn.tree import Layer, container, static
 
@@ -96,7 +97,8 @@ def _kernel(target: Tensor, input_lengths: Tensor, target_lengths: Tensor, blank
     options = (target, input_lengths, target_lengths)
 
     def forward(frames: Tensor) -> tuple[Tensor, ...]:
-        return _aten._ctc_loss.Tensor(frames, *options, blank, True)
+        loss, log_alpha = _aten._ctc_loss.Tensor(frames, *options, blank, True)
+        return loss, loss, log_alpha
 
     def backward(gradient: Tensor, frames: Tensor, loss: Tensor, log_alpha: Tensor) -> Tensor:
         found = _aten._ctc_loss_backward.Tensor(gradient, frames, *options, loss, log_alpha, blank, True)

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from purenn._kernels import may_use_kernels
 from purenn.errors import ArgumentError, ShapeError
 from purenn.losses._binds import binds
 from purenn.losses._reduction import Reduction, check_same_shape, reduced
@@ -78,11 +79,20 @@ def gaussian_nll_loss(
     """
     check_same_shape("gaussian_nll_loss", prediction=prediction, target=target)
     var = _variances(prediction, var)
-    var = torch.where(var < eps, eps + (var - var.detach()), var)
+    var = _at_least(eps, var)
     loss = 0.5 * (var.log() + (prediction - target).square() / var)
     if full:
         loss = loss + 0.5 * math.log(2 * math.pi)
     return reduced(loss, reduction)
+
+
+def _at_least(eps: float, var: Tensor) -> Tensor:
+    # With the derivative 1 everywhere.
+    if not may_use_kernels(var):
+        return torch.where(var < eps, eps + (var - var.detach()), var)
+    own = var.clone()
+    with torch.no_grad():
+        return own.clamp_(min=eps)
 
 
 def _variances(prediction: Tensor, var: Tensor | float) -> Tensor:

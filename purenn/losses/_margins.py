@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, Num
 from torch import Tensor
 
+from purenn._kernels import Kernel, differentiable_twice
 from purenn.errors import ArgumentError, ShapeError
 from purenn.losses._binds import binds
-from purenn.losses._kernels import Kernel, differentiable_twice, may_fuse
+from purenn.losses._kernels import may_fuse
 from purenn.losses._reduction import Reduction, check_reduction, check_same_shape, reduced
 from purenn.tree import Layer, buffer, container, static
 
@@ -76,7 +77,7 @@ def multi_margin_loss(
     options = (index.squeeze(-1), p, margin, weight, _ENUM[reduction])
     kernel = Kernel(
         lambda scores: (_aten.multi_margin_loss.default(scores, *options),),
-        lambda gradient, scores, loss: _aten.multi_margin_loss_backward.default(gradient, scores, *options),
+        lambda gradient, scores: _aten.multi_margin_loss_backward.default(gradient, scores, *options),
     )
     return differentiable_twice(kernel, formula, scores)
 
@@ -118,7 +119,7 @@ def multi_label_margin_loss(
     options = (target, _ENUM[reduction])
     kernel = Kernel(
         lambda scores: _aten.multilabel_margin_loss_forward.default(scores, *options),
-        lambda gradient, scores, loss, applies: _aten.multilabel_margin_loss_backward.default(
+        lambda gradient, scores, applies: _aten.multilabel_margin_loss_backward.default(
             gradient, scores, *options, applies
         ),
     )

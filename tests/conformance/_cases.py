@@ -180,8 +180,7 @@ class Case:
 
     def reference(self, module: nn.Module, floats: Sequence[Tensor], others: Sequence[Tensor]) -> Any:
         """What the module returns, or the formula in its place. The module's buffers may change."""
-        call = self._call(floats, others)
-        args, kwargs = self._as_called(call)
+        args, kwargs = self.arguments_of_module(floats, others)
         with torch_may_warn():
             if self.sample.expected is None:
                 return module(*args, **kwargs)
@@ -195,12 +194,14 @@ class Case:
         formula = self.sample.differentiable or (self.sample.differentiable_twice if twice else None)
         if formula is None:
             return y
-        args, kwargs = self._as_called(self._call(floats, others))
+        args, kwargs = self.arguments_of_module(floats, others)
         found = formula(module, *args, **kwargs)
         torch.testing.assert_close(found, y, rtol=1e-9, atol=1e-9)
         return found
 
-    def _as_called(self, call: dict[str, Any]) -> tuple[tuple, dict]:
+    def arguments_of_module(self, floats: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[tuple, dict]:
+        """The arguments of torch's module."""
+        call = self._call(floats, others)
         names, given = list(call), len(self.sample.args)
         return tuple(call[name] for name in names[:given]), {name: call[name] for name in names[given:]}
 

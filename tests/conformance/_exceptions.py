@@ -20,13 +20,8 @@ class Reason(NamedTuple):
     samples: tuple[str, ...] | None
 
 
-_NO_KERNEL = Reason(
-    "torch has no average pooling of volumes in bfloat16 on the CPU; its own module raises the same error", None
-)
 _EMPTY = Reason("torch's second derivative, to which ours is compared, fails for no indices at all", ("empty_batch",))
 REASONS: dict[tuple[str, str], Reason] = {
-    ("AvgPool3d", "bfloat16"): _NO_KERNEL,
-    ("LPPool3d", "bfloat16"): _NO_KERNEL,
     ("Embedding", "second order"): _EMPTY,
 }
 KNOWN_BUGS: dict[tuple[str, str], Reason] = {}

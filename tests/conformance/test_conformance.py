@@ -54,3 +54,22 @@ def test_reasons() -> None:
     assert len(REASONS) <= LARGEST_SHARE * len(CELLS)
     assert all(len(known.text) > 20 and known.samples != () for known in (*REASONS.values(), *KNOWN_BUGS.values()))
     assert not [cell for cell in REASONS if cell[1] in NEVER]
+
+
+# What has gone wrong in libraries of layers before: options and inputs at the edges, by row.
+EDGES = {
+    "BatchNorm2d": ("momentum_none_train", "empty_batch", "batch_of_one", "strided"),
+    "Conv2d": ("empty_batch", "channels_last", "unbatched"),
+    "Embedding": ("padding_idx", "empty_batch"),
+    "MultiheadAttention": ("fully_masked", "mask_b_t_s", "unbatched"),
+    "Dropout": ("drawn_0.0", "drawn_1.0"),
+    "MSELoss": ("none", "mean", "sum"),
+    "CrossEntropyLoss": ("weights_mean_0.2", "ignored_weights_mean_0.0", "ignored_weights_none_0.2"),
+}
+
+
+@pytest.mark.parametrize("row", EDGES)
+def test_edges_are_among_the_samples(row: str) -> None:
+    """They belong to every column that is cheap, or to what fails on both sides."""
+    awkward = {sample.name for sample in samples(row) if sample.awkward}
+    assert awkward >= set(EDGES[row])
