@@ -11,7 +11,14 @@ from purenn.layers.attention import MultiheadAttention
 from purenn.layers.attention_grouped import GroupedQueryAttention
 from purenn.layers.attention_single import SelfAttention
 from purenn.layers.bilinear import Bilinear
-from purenn.layers.capsule import DynamicRouting, PrimaryCapsules
+from purenn.layers.capsule import (
+    AttentionRouting,
+    Capsules,
+    ClassCapsules2d,
+    ConvCapsules2d,
+    DynamicRouting,
+    PrimaryCapsules,
+)
 from purenn.layers.conv import Conv1d, Conv2d, Conv3d
 from purenn.layers.conv_transpose import ConvTranspose1d, ConvTranspose2d, ConvTranspose3d
 from purenn.layers.conv_unfold import UnfoldConv2d
@@ -22,6 +29,7 @@ from purenn.layers.norm import LayerNorm, RMSNorm, UnbiasedLayerNorm
 from purenn.layers.norm_batch import BatchNorm1d, BatchNorm2d, BatchNorm3d
 from purenn.layers.norm_group import GroupNorm
 from purenn.layers.norm_instance import InstanceNorm1d, InstanceNorm2d, InstanceNorm3d
+from purenn.layers.norm_rms import GatedRMSNorm, PartialRMSNorm, ZeroCenteredRMSNorm
 from purenn.layers.norm_running import RunningNorm
 from purenn.layers.position import LearnedPosition
 from purenn.layers.recurrent import GRU, LSTM, RNN
@@ -37,14 +45,19 @@ _ROWS: tuple[tuple[tuple[type, ...], Rule], ...] = (
     ((Linear, LinearActivation, ScaledLinear, GEGLU, SwiGLU, AdaptiveLogSoftmaxWithLoss), {"in_features": -1}),
     ((Bilinear,), {"in1_features": (0, -1), "in2_features": (1, -1)}),
     ((RNN, LSTM, GRU, RNNCell, LSTMCell, GRUCell), {"input_size": -1}),
-    ((LayerNorm, RMSNorm, UnbiasedLayerNorm), {"normalized_shape": -1}),
+    (
+        (LayerNorm, RMSNorm, UnbiasedLayerNorm, ZeroCenteredRMSNorm, GatedRMSNorm, PartialRMSNorm),
+        {"normalized_shape": -1},
+    ),
     ((MultiheadAttention, SelfAttention, GroupedQueryAttention), {"embed_dim": -1}),
     (
         (TransformerEncoderLayer, TransformerDecoderLayer, TransformerEncoder, TransformerDecoder, Transformer),
         {"d_model": -1},
     ),
     ((LearnedPosition,), {"dim": -1}),
-    ((DynamicRouting,), {"in_caps": -2, "in_dim": -1}),
+    ((DynamicRouting, Capsules), {"in_caps": -2, "in_dim": -1}),
+    ((AttentionRouting,), {"in_caps": -2}),
+    ((ConvCapsules2d, ClassCapsules2d), {"in_types": -4, "in_dim": -1}),
     # Counted from the end, so that a single example will do for a batch.
     ((Conv1d, ConvTranspose1d), {"in_channels": -2}),
     ((Conv2d, ConvTranspose2d, UnfoldConv2d, DepthwiseSeparableConv2d, PrimaryCapsules), {"in_channels": -3}),

@@ -53,7 +53,7 @@ class LayerNorm(Layer):
             dtype: of the parameters. Default: torch's default dtype.
             device: of the parameters. Default: torch's default device.
         """
-        shape = _as_shape(normalized_shape)
+        shape = as_shape(normalized_shape)
         weight = torch.ones(shape, dtype=dtype, device=device) if elementwise_affine else None
         summand = torch.zeros(shape, dtype=dtype, device=device) if elementwise_affine and bias else None
         return cls(weight, summand, shape, eps)
@@ -85,7 +85,7 @@ def layer_norm(p: LayerNorm, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Source:
         Ba, Kiros, Hinton: Layer Normalization, 2016.
     """
-    _check_last("layer_norm", p.normalized_shape, x)
+    check_last("layer_norm", p.normalized_shape, x)
     return ops.layer_norm(x, p.normalized_shape, p.weight, p.bias, eps=p.eps)
 
 
@@ -123,7 +123,7 @@ class UnbiasedLayerNorm(Layer):
         Raises:
             ArgumentError: there is only one value to normalise over.
         """
-        shape = _as_shape(normalized_shape)
+        shape = as_shape(normalized_shape)
         if torch.Size(shape).numel() < 2:
             raise ArgumentError(
                 f"UnbiasedLayerNorm.init: normalized_shape must have at least 2 elements, got {shape}: a single value "
@@ -156,7 +156,7 @@ def unbiased_layer_norm(p: UnbiasedLayerNorm, x: Float[Tensor, "..."]) -> Float[
     Raises:
         ShapeError: the last dimensions of `x` are not `normalized_shape`.
     """
-    _check_last("unbiased_layer_norm", p.normalized_shape, x)
+    check_last("unbiased_layer_norm", p.normalized_shape, x)
     last = tuple(range(-p.gamma.dim(), 0))
     centred = x - x.mean(last, keepdim=True)
     return p.gamma * centred / (x.std(last, keepdim=True) + p.eps) + p.beta
@@ -195,7 +195,7 @@ class RMSNorm(Layer):
             dtype: of the parameter. Default: torch's default dtype.
             device: of the parameter. Default: torch's default device.
         """
-        shape = _as_shape(normalized_shape)
+        shape = as_shape(normalized_shape)
         return cls(torch.ones(shape, dtype=dtype, device=device) if elementwise_affine else None, shape, eps)
 
     @property
@@ -222,15 +222,21 @@ def rms_norm(p: RMSNorm, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
     Source:
         Zhang, Sennrich: Root Mean Square Layer Normalization, 2019.
     """
-    _check_last("rms_norm", p.normalized_shape, x)
+    check_last("rms_norm", p.normalized_shape, x)
     return ops.rms_norm(x, p.normalized_shape, p.weight, eps=p.eps)
 
 
-def _as_shape(sizes: int | Sequence[int]) -> tuple[int, ...]:
+def as_shape(sizes: int | Sequence[int]) -> tuple[int, ...]:
+    """Sizes of the last dimensions, of which one may be given as a number."""
     return (sizes,) if isinstance(sizes, int) else tuple(sizes)
 
 
-def _check_last(name: str, normalized_shape: tuple[int, ...], x: Tensor) -> None:
+def check_last(name: str, normalized_shape: tuple[int, ...], x: Tensor) -> None:
+    """Require that these are the sizes of the last dimensions.
+
+    Raises:
+        ShapeError: they are not.
+    """
     if x.shape[-len(normalized_shape) :] != normalized_shape:
         raise ShapeError(
             f"{name}: expected an input whose last dimensions are {list(normalized_shape)}, got shape {list(x.shape)}. "

@@ -4,7 +4,6 @@ Names, options, masks and parameters are those of `torch.nn`. In all masks here 
 numbers are added to the scores. Dropout happens if a key is given, which is split among all places that draw.
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
@@ -13,18 +12,21 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from purenn import random
-from purenn.errors import ArgumentError, ContainerError
-from purenn.layers.activation import ReLU
-from purenn.layers.activation_smooth import GELU
-from purenn.layers.attention import MultiheadAttention, multihead_attention
-from purenn.layers.dropout import Dropout, dropout
-from purenn.layers.linear import Linear, linear
-from purenn.layers.norm import LayerNorm, layer_norm
-from purenn.layers.shape import Lambda
-from purenn.tree import Layer, applies, container, is_container, is_stateful, static
-from purenn.tree._applies import binding_of
+from purenn.layers._transformer_parts import (
+    Activation,
+    activation_layer,
+    attended,
+    feed_forward,
+    matching_norm,
+    residual,
+    split_keys,
+)
+from purenn.layers.attention import MultiheadAttention
+from purenn.layers.dropout import Dropout
+from purenn.layers.linear import Linear
+from purenn.layers.norm import LayerNorm
+from purenn.tree import Layer, applies, container, static
 
-Activation = str | Callable[[Tensor], Tensor] | Layer
 Mask = Shaped[Tensor, "..."] | None
 
 
@@ -95,7 +97,7 @@ class TransformerEncoderLayer(Layer):
                 unknown name.
             ContainerError: `activation` updates buffers.
         """
-        layer = _activation(cls, activation)
+        layer = activation_layer(cls, activation)
         attention_key, first_key, second_key = random.split(key, 3)
         options: Any = {"bias": bias, "dtype": dtype, "device": device}
         attention = MultiheadAttention.init(
@@ -136,9 +138,9 @@ def transformer_encoder_layer(
         Transformer Architecture, 2020.
     """
     attention_key, feed_key = split_keys(key, 2)
-    attend = partial(_attended, p.self_attn, p.dropout1, attention_key, None, src_mask, src_key_padding_mask, is_causal)
-    x = _residual(p, p.norm1, src, attend)
-    return _residual(p, p.norm2, x, partial(_feed_forward, p, p.dropout2, feed_key))
+    attend = partial(attended, p.self_attn, p.dropout1, attention_key, None, src_mask, src_key_padding_mask, is_causal)
+    x = residual(p, p.norm1, src, attend)
+    return residual(p, p.norm2, x, partial(feed_forward, p, p.dropout2, feed_key))
 
 
 @container
@@ -193,7 +195,7 @@ class TransformerDecoderLayer(Layer):
         device: torch.device | str | None = None,
     ) -> Self:
         """Draw the parameters; arguments and errors are those of `TransformerEncoderLayer.init`."""
-        layer = _activation(cls, activation)
+        layer = activation_layer(cls, activation)
         self_key, cross_key, first_key, second_key = random.split(key, 4)
         options: Any = {"bias": bias, "dtype": dtype, "device": device}
         attention = partial(
@@ -253,76 +255,11 @@ def transformer_decoder_layer(
         ShapeError: inputs or masks do not fit.
     """
     self_key, cross_key, feed_key = split_keys(key, 3)
-    within = partial(_attended, p.self_attn, p.dropout1, self_key, None, tgt_mask, tgt_key_padding_mask, tgt_is_causal)
+    within = partial(attended, p.self_attn, p.dropout1, self_key, None, tgt_mask, tgt_key_padding_mask, tgt_is_causal)
     across = partial(
-        *(_attended, p.multihead_attn, p.dropout2, cross_key, memory),
+        *(attended, p.multihead_attn, p.dropout2, cross_key, memory),
         *(memory_mask, memory_key_padding_mask, memory_is_causal),
     )
-    x = _residual(p, p.norm1, tgt, within)
-    x = _residual(p, p.norm2, x, across)
-    return _residual(p, p.norm3, x, partial(_feed_forward, p, p.dropout3, feed_key))
-
-
-def _residual(p: Any, norm: LayerNorm, x: Tensor, block: Callable[[Tensor], Tensor]) -> Tensor:
-    return x + block(layer_norm(norm, x)) if p.norm_first else layer_norm(norm, x + block(x))
-
-
-def _attended(
-    attention: MultiheadAttention,
-    drop: Dropout,
-    key: Tensor | None,
-    memory: Tensor | None,
-    attn_mask: Tensor | None,
-    key_padding_mask: Tensor | None,
-    is_causal: bool,
-    x: Tensor,
-) -> Tensor:
-    weights_key, result_key = split_keys(key, 2)
-    y, _ = multihead_attention(
-        attention,
-        x,
-        memory,
-        attn_mask=attn_mask,
-        key_padding_mask=key_padding_mask,
-        need_weights=False,
-        is_causal=is_causal,
-        key=weights_key,
-    )
-    return dropout(drop, y, key=result_key)
-
-
-def _feed_forward(p: Any, drop: Dropout, key: Tensor | None, x: Tensor) -> Tensor:
-    activation_key, hidden_key, result_key = split_keys(key, 3)
-    hidden = linear(p.linear1, x)
-    binding = None if activation_key is None else binding_of(p.activation)
-    draws = binding is not None and "key" in binding.takes
-    hidden = p.activation(hidden, key=activation_key) if draws else p.activation(hidden)
-    y = linear(p.linear2, dropout(p.dropout, hidden, key=hidden_key))
-    return dropout(drop, y, key=result_key)
-
-
-def split_keys(key: Tensor | None, n: int) -> Any:
-    """So many keys, or so many times None."""
-    return (None,) * n if key is None else random.split(key, n)
-
-
-def _activation(cls: type, activation: Activation) -> Layer:
-    if isinstance(activation, str):
-        if activation not in ("relu", "gelu"):
-            raise ArgumentError(
-                f"{cls.__name__}.init: activation must be 'relu', 'gelu', a container or a function, got "
-                f"{activation!r}."
-            )
-        return ReLU() if activation == "relu" else GELU()
-    layer: Any = activation if is_container(activation) else Lambda(activation)
-    if is_stateful(layer):
-        raise ContainerError(
-            f"{cls.__name__}.init: activation must return a tensor alone, but {type(layer).__name__} returns its new "
-            f"state as well."
-        )
-    return layer
-
-
-def matching_norm(d_model: int, eps: float, bias: bool, like: Tensor) -> LayerNorm:
-    """A normalisation with the dtype and the device of a tensor."""
-    return LayerNorm.init(d_model, eps=eps, bias=bias, dtype=like.dtype, device=like.device)
+    x = residual(p, p.norm1, tgt, within)
+    x = residual(p, p.norm2, x, across)
+    return residual(p, p.norm3, x, partial(feed_forward, p, p.dropout3, feed_key))

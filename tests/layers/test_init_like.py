@@ -45,6 +45,25 @@ SINGLE: list[tuple[Any, list[tuple[int, ...]], dict[str, Any], dict[str, Any]]] 
     (layers.DepthwiseSeparableConv2d, [(2, 3, 9, 9)], {"out_channels": 4, "kernel_size": 3}, {"in_channels": 3}),
     (layers.PrimaryCapsules, [(2, 32, 12, 12)], {}, {"in_channels": 32}),
     (layers.DynamicRouting, [(2, 12, 6)], {"out_caps": 3}, {"in_caps": 12, "in_dim": 6}),
+    (
+        layers.Capsules,
+        [(2, 12, 6)],
+        {"out_caps": 3, "routing": layers.AgreementRouting()},
+        {"in_caps": 12, "in_dim": 6},
+    ),
+    (
+        layers.ConvCapsules2d,
+        [(2, 4, 5, 5, 6)],
+        {"out_types": 3, "kernel_size": 3, "routing": layers.AgreementRouting()},
+        {"in_types": 4, "in_dim": 6},
+    ),
+    (
+        layers.ClassCapsules2d,
+        [(2, 4, 5, 5, 16)],
+        {"out_caps": 3, "routing": layers.EMRouting.init(3)},
+        {"in_types": 4, "in_dim": 16},
+    ),
+    (layers.AttentionRouting, [(2, 3, 12, 6)], {"out_caps": 3}, {"in_caps": 12}),
     (layers.SqueezeExcitation, [(2, 32, 3, 3)], {}, {"channels": 32}),
     (layers.LearnableScale, [(2, 3, 5, 5)], {}, {"num_features": 3}),
     (layers.BatchNorm1d, [(2, 3)], {}, {"num_features": 3}),
@@ -59,6 +78,9 @@ SINGLE: list[tuple[Any, list[tuple[int, ...]], dict[str, Any], dict[str, Any]]] 
     (layers.LayerNorm, [(2, 3, 7)], {}, {"normalized_shape": 7}),
     (layers.RMSNorm, [(2, 3, 7)], {}, {"normalized_shape": 7}),
     (layers.UnbiasedLayerNorm, [(2, 3, 7)], {}, {"normalized_shape": 7}),
+    (layers.ZeroCenteredRMSNorm, [(2, 3, 7)], {}, {"normalized_shape": 7}),
+    (layers.GatedRMSNorm, [(2, 3, 7)], {}, {"normalized_shape": 7}),
+    (layers.PartialRMSNorm, [(2, 3, 7)], {}, {"normalized_shape": 7}),
     (layers.RNN, [(5, 2, 3)], {"hidden_size": 4}, {"input_size": 3}),
     (layers.LSTM, [(5, 2, 3)], {"hidden_size": 4, "num_layers": 2, "batch_first": True}, {"input_size": 3}),
     (layers.GRU, [(5, 3)], {"hidden_size": 4, "bidirectional": True}, {"input_size": 3}),
@@ -94,7 +116,7 @@ def test_single_layers(cls: Any, shapes: Any, options: Any, sizes: Any, device: 
 def test_every_size_has_a_rule() -> None:
     """No layer whose init needs a size of its input is forgotten; what is left needs choices that no input shows."""
     names = {"in_features", "in1_features", "in_channels", "num_features", "num_channels", "normalized_shape"}
-    names |= {"input_size", "embed_dim", "d_model", "channels", "in_caps"}
+    names |= {"input_size", "embed_dim", "d_model", "channels", "in_caps", "in_types"}
     classes = [getattr(layers, name) for name in layers.__all__]
     sized = {
         cls
@@ -102,7 +124,7 @@ def test_every_size_has_a_rule() -> None:
         if isinstance(cls, type) and hasattr(cls, "init") and names & set(cls.init.__code__.co_varnames)
     }
     covered = {cls for cls, *_ in SINGLE}
-    assert {cls.__name__ for cls in sized - covered} <= {"TransformerDecoder", "Transformer"}
+    assert {cls.__name__ for cls in sized - covered} <= {"TransformerDecoder", "Transformer", "SelfRouting"}
     decoder = init_like(key(), layers.TransformerDecoder, zeros(2, 5, 8), num_layers=1, nhead=2, dim_feedforward=4)
     assert decoder.layers[0].linear1.in_features == 8
     options = {"nhead": 2, "num_encoder_layers": 1, "num_decoder_layers": 1, "dim_feedforward": 4}

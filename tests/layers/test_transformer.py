@@ -91,7 +91,7 @@ def test_encoder_layer_equals_torch(
 
 
 @given(options=OPTIONS, batch=BATCH, masked=st.booleans(), padding=st.booleans())
-def test_decoder_layer_equals_torch(
+def test_row_39_decoder_layer_equals_torch(
     options: dict[str, Any], batch: int | None, masked: bool, padding: bool, device: torch.device
 ) -> None:
     """So is a decoder layer's, with masks of the target and of the memory."""
@@ -134,7 +134,7 @@ def test_stacks_equal_torch(
 
 @settings(max_examples=8)
 @given(options=OPTIONS, batch=BATCH, masked=st.booleans())
-def test_transformer_equals_torch(
+def test_row_39_transformer_equals_torch(
     options: dict[str, Any], batch: int | None, masked: bool, device: torch.device
 ) -> None:
     """The whole model is torch's, with all six masks."""
