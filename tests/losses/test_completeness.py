@@ -18,7 +18,7 @@ CLASSES = [
 
 
 @pytest.mark.parametrize("name", CLASSES)
-def test_class_of_torch(name: str) -> None:
+def test_row_43_class_of_torch(name: str) -> None:
     """The container has torch's name, a description of each field, and parameters only if the module has any."""
     cls = getattr(losses, name)
     assert name in losses.__all__

@@ -11,7 +11,7 @@ from purenn import losses
 from purenn.errors import ArgumentError, ShapeError
 
 
-def test_given_weights(device: torch.device) -> None:
+def test_row_42_given_weights(device: torch.device) -> None:
     """It is the weighted sum, for lists and tensors on both sides, and in the losses' dtype."""
     values = numbers(3, device=device)
     expected = 0.5 * values[0] + 2 * values[1] - values[2]
@@ -23,7 +23,7 @@ def test_given_weights(device: torch.device) -> None:
     same(weights, values, tolerance=0)
 
 
-def test_learned_weights(device: torch.device) -> None:
+def test_row_42_learned_weights(device: torch.device) -> None:
     """It is the paper's likelihood; at its minimum the variances are the losses themselves."""
     values = numbers(3, device=device).abs() + 0.1
     p = losses.UncertaintyWeights.init(3, dtype=torch.float64, device=device)

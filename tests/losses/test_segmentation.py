@@ -27,7 +27,7 @@ def classes(*shape: int, seed: int = 0) -> Tensor:
 
 
 @given(smooth=st.sampled_from([0.5, 1.0]), seed=SEEDS)
-def test_dice_is_its_formula(smooth: float, seed: int, device: torch.device) -> None:
+def test_row_40_dice_is_its_formula(smooth: float, seed: int, device: torch.device) -> None:
     """It is one overlap for the whole batch, or the mean of the examples' own."""
     x, y = numbers(3, 1, 2, 2, seed=seed, device=device), masks(3, 1, 2, 2, seed=seed + 1, device=device)
 
@@ -58,7 +58,7 @@ def test_dice_of_nothing(device: torch.device) -> None:
     reduction=REDUCTIONS,
     seed=SEEDS,
 )
-def test_focal_of_yes_or_no(
+def test_row_41_focal_of_yes_or_no(
     shape: tuple[int, ...], alpha: float | None, gamma: float, reduction: Any, seed: int, device: torch.device
 ) -> None:
     """It is the paper's formula, and with gamma 0 and no alpha the binary cross entropy."""
@@ -84,7 +84,7 @@ def test_focal_of_yes_or_no(
     reduction=REDUCTIONS,
     seed=SEEDS,
 )
-def test_focal_of_classes(
+def test_row_41_focal_of_classes(
     shape: tuple[int, ...], kind: str, gamma: float, reduction: Any, seed: int, device: torch.device
 ) -> None:
     """It is the cross entropy of each example, times alpha of its class and the power, and never negative."""
@@ -107,7 +107,7 @@ def test_focal_of_classes(
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_focal_at_saturation(gamma: float, device: torch.device) -> None:
+def test_row_41_focal_at_saturation(gamma: float, device: torch.device) -> None:
     """At p = 1 and p = 0, to the last digit, value, gradient and curvature are finite."""
     for size in (40.0, 1000.0):
         x = torch.tensor([size, -size], dtype=torch.float64, device=device)

@@ -79,7 +79,7 @@ class Reference(nn.Module):
         return self.classifier(torch.relu(self.last_norm(self.blocks[-1](x))).mean((2, 3)))
 
 
-def test_parameter_count() -> None:
+def test_row_38_parameter_count() -> None:
     """Row 38: the defaults are DenseNet-121, with 7,978,856 parameters and 1024 maps before the head."""
     p = DenseNet.init(pn.random.key(0), device="meta")
     assert pn.tree.count(p) == 7_978_856
@@ -87,7 +87,7 @@ def test_parameter_count() -> None:
     assert densenet(p, torch.empty(2, 3, 224, 224, device="meta"))[0].shape == (2, 1000)
 
 
-def test_dense_block(device: torch.device) -> None:
+def test_row_38_dense_block(device: torch.device) -> None:
     """Row 38: the result has the input's maps first, and `growth` more for each layer."""
     p = DenseBlock.init(key(device), 3, 4, 2, dtype=torch.float64)
     x = numbers(2, 3, 4, 5, device=device)

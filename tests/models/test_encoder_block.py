@@ -12,7 +12,7 @@ from purenn.layers import TransformerEncoderLayer
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_size(norm_first: bool) -> None:
+def test_row_39_size(norm_first: bool) -> None:
     """Row 39: the block (512, 8, 2048, 0.1) has 3,152,384 parameters, as Post-LN and as Pre-LN."""
     p = TransformerEncoderLayer.init(
         pn.random.key(0), 512, 8, 2048, 0.1, activation="gelu", norm_first=norm_first, batch_first=True, device="meta"
@@ -22,7 +22,7 @@ def test_size(norm_first: bool) -> None:
 
 
 @pytest.mark.parametrize("norm_first", [False, True])
-def test_equals_module(norm_first: bool, device: torch.device, check_equals_module: Callable[..., None]) -> None:
+def test_row_39_equals_module(norm_first: bool, device: torch.device, check_equals_module: Callable[..., None]) -> None:
     """Row 39: names, outputs and gradients are those of torch's module of that name with GELU."""
     options = {"activation": "gelu", "norm_first": norm_first, "batch_first": True, "dtype": torch.float64}
     p = TransformerEncoderLayer.init(pn.random.key(0, device=device), 8, 2, 12, 0.1, **options)
@@ -30,7 +30,7 @@ def test_equals_module(norm_first: bool, device: torch.device, check_equals_modu
     check_equals_module(p, module, numbers(2, 5, 8, device=device))
 
 
-def test_promises(device: torch.device, check_promises: Callable[..., None]) -> None:
+def test_row_39_promises(device: torch.device, check_promises: Callable[..., None]) -> None:
     """Row 39: it keeps what all models promise."""
     check_promises(
         lambda seed: TransformerEncoderLayer.init(

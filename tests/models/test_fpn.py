@@ -57,7 +57,7 @@ def pyramid(device: torch.device, *batch: int) -> list[Tensor]:
     return [numbers(*batch, 3 + i, 8 // 2**i, 4 // 2**i, seed=i, device=device) for i in range(3)]
 
 
-def test_on_a_resnet_50() -> None:
+def test_row_38_on_a_resnet_50() -> None:
     """Row 38: on the maps of a ResNet-50 every level has 256 channels and its map's size; one more level is half."""
     backbone = ResNet.of_depth(pn.random.key(0), 50, num_classes=None, device="meta")
     maps, _ = resnet_maps(backbone, torch.empty(1, 3, 224, 224, device="meta"))
@@ -68,7 +68,7 @@ def test_on_a_resnet_50() -> None:
 
 
 @pytest.mark.parametrize("batch", [(), (2,)])
-def test_equals_modules(batch: tuple[int, ...], device: torch.device) -> None:
+def test_row_38_equals_modules(batch: tuple[int, ...], device: torch.device) -> None:
     """Row 38: levels and gradients are those of the formula, for a batch and for one example."""
     module = Reference((3, 4, 5), 2).to(device).double()
     p = FPN.init(key(device), (3, 4, 5), 2, dtype=torch.float64)

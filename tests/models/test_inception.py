@@ -55,7 +55,7 @@ class Reference(nn.Module):
         )
 
 
-def test_shape_and_branches() -> None:
+def test_row_36_shape_and_branches() -> None:
     """Row 36: [2, 256, 32, 32] becomes [2, 256, 32, 32], with branches of 64, 64, 96 and 32 channels."""
     p = Inception.init(pn.random.key(0), 256, device="meta")
     y, _ = inception(p, torch.empty(2, 256, 32, 32, device="meta"), train=True)

@@ -60,7 +60,7 @@ def reference(sizes: tuple[int, ...], batch_norm: bool) -> nn.Module:
     ],
     ids=["row 30 FNN", "row 30 SimpleNet", "row 30 MLP", "row 31", "row 32"],
 )
-def test_parameter_counts(hidden: tuple[int, ...], options: dict[str, Any], number: int) -> None:
+def test_row_30_parameter_counts(hidden: tuple[int, ...], options: dict[str, Any], number: int) -> None:
     """Rows 30 to 32: from 784 features to 10 there are as many parameters as published, on meta and on the CPU."""
     p = MLP.init(pn.random.key(0), 784, hidden, 10, **options, device="meta")
     assert all(leaf.is_meta for leaf in pn.tree.leaves(p))
@@ -69,7 +69,7 @@ def test_parameter_counts(hidden: tuple[int, ...], options: dict[str, Any], numb
     assert (out[0] if options.get("batch_norm") else out).shape == (2, 10)
 
 
-def test_modules_of_the_bridge(device: torch.device) -> None:
+def test_row_31_modules_of_the_bridge(device: torch.device) -> None:
     """Row 31: named children, and all modules, of 784-256-64-10 are listed when a module carries it."""
     module = bridge.to_module(MLP.init(key(device), 784, (256, 64), 10))
     assert [name for name, _ in module.named_children()] == ["blocks", "head"]
@@ -128,7 +128,7 @@ def test_what_it_returns_depends_on_structure(device: torch.device) -> None:
     assert p.blocks[0].norm.num_batches_tracked == 0
 
 
-def test_learns_real_digits(device: torch.device) -> None:
+def test_row_32_learns_real_digits(device: torch.device) -> None:
     """Row 32: 784-512-256-10, trained with Adam 1e-3 for three epochs, reads at least 95% of held-out digits."""
     digits = load_digits()
     images = torch.tensor(digits.images / 16, dtype=torch.float32, device=device).unsqueeze(1)

@@ -91,14 +91,14 @@ class Reference(nn.Module):
         return x if self.fc is None else self.fc(x.mean((2, 3)))
 
 
-def test_parameter_counts() -> None:
+def test_row_34_parameter_counts() -> None:
     """Row 34: ResNet-18, 34 and 50 have the published numbers of parameters; 101 and 152, too."""
     published = {18: 11_689_512, 34: 21_797_672, 50: 25_557_032, 101: 44_549_160, 152: 60_192_808}
     for depth, number in published.items():
         assert pn.tree.count(ResNet.of_depth(pn.random.key(0), depth, device="meta")) == number
 
 
-def test_features_only() -> None:
+def test_row_34_features_only() -> None:
     """Row 34: without head and stem normalisation [3, 4, 6, 3] has 21,284,608 parameters and makes [1, 512, 7, 7]."""
     p = ResNet.init(pn.random.key(0), [3, 4, 6, 3], num_classes=None, stem_norm=False, device="meta")
     assert pn.tree.count(p) == 21_284_608
@@ -107,7 +107,7 @@ def test_features_only() -> None:
     assert isinstance(new, ResNet)
 
 
-def test_small_images() -> None:
+def test_row_35_small_images() -> None:
     """Row 35: the network for small images with two stages and 10 classes has 676,682 parameters."""
     p = ResNet.init(pn.random.key(0), (2, 2), num_classes=10, small_images=True)
     assert pn.tree.count(p) == 676_682
@@ -115,7 +115,7 @@ def test_small_images() -> None:
 
 
 @pytest.mark.parametrize("depth", DEPTHS)
-def test_public_names(depth: int) -> None:
+def test_row_34_public_names(depth: int) -> None:
     """Row 34: leaves have the names and shapes of the public state dicts, and images of 224 pixels 1000 scores."""
     p = ResNet.of_depth(pn.random.key(0), depth, device="meta")
     with torch.device("meta"):
@@ -180,7 +180,7 @@ BLOCKS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("name", BLOCKS)
-def test_promises_of_blocks(name: str, device: torch.device, check_promises: Callable[..., None]) -> None:
+def test_row_33_promises_of_blocks(name: str, device: torch.device, check_promises: Callable[..., None]) -> None:
     """Row 33: every form of a residual block keeps them, in the whole table of transformations."""
     check_promises(
         lambda seed: BLOCKS[name](key(device, seed), dtype=torch.float64), numbers(2, 2, 3, 4, 4, device=device)
@@ -189,7 +189,7 @@ def test_promises_of_blocks(name: str, device: torch.device, check_promises: Cal
 
 @pytest.mark.parametrize(("channels", "stride"), [(3, 1), (3, 2), (4, 1), (4, 2)])
 @pytest.mark.parametrize("bottleneck", [False, True])
-def test_blocks_equal_modules(
+def test_row_33_blocks_equal_modules(
     channels: int, stride: int, bottleneck: bool, device: torch.device, check_equals_module: Callable[..., None]
 ) -> None:
     """Row 33: with and without the 1 x 1 shortcut, which has no bias, the ReLU comes after the addition."""
@@ -202,7 +202,7 @@ def test_blocks_equal_modules(
     assert (p(numbers(2, 3, 5, 5, device=device))[0] >= 0).all()
 
 
-def test_plain_block_has_no_shortcut(device: torch.device) -> None:
+def test_row_33_plain_block_has_no_shortcut(device: torch.device) -> None:
     """Row 33: where shapes fit the input itself is added."""
     p = BasicBlock.init(key(device), 3, 3, dtype=torch.float64)
     assert p.downsample is None
@@ -211,7 +211,7 @@ def test_plain_block_has_no_shortcut(device: torch.device) -> None:
     same(basic_block(silent, x)[0], x.relu())
 
 
-def test_scaled_block(device: torch.device, check_equals_module: Callable[..., None]) -> None:
+def test_row_33_scaled_block(device: torch.device, check_equals_module: Callable[..., None]) -> None:
     """Row 33: with a learnable scale the sum has no ReLU, and a scale of zero leaves the input as it is."""
 
     class Scale(nn.Module):
@@ -238,7 +238,7 @@ def test_scaled_block(device: torch.device, check_equals_module: Callable[..., N
     assert torch.equal(scaled_residual_block(pn.replace(p, scale=zero), x)[0], x)
 
 
-def test_inputs_are_not_changed(device: torch.device) -> None:
+def test_row_33_inputs_are_not_changed(device: torch.device) -> None:
     """Row 33: nothing happens in place: input, parameters and buffers are the same after a training step."""
     p = ResNet.init(key(device), (1, 1), num_classes=2, width=4)
     x = torch.randn(2, 3, 16, 16, device=device)

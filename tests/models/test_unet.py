@@ -71,7 +71,7 @@ class Reference(nn.Module):
         return self.out(x)[:, :, :height, :width]
 
 
-def test_parameter_count() -> None:
+def test_row_37_parameter_count() -> None:
     """Row 37: from one channel to one channel it has 7,699,009 parameters."""
     p = UNet.init(pn.random.key(0), 1, 1, device="meta")
     assert pn.tree.count(p) == 7_699_009
@@ -80,7 +80,7 @@ def test_parameter_count() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (9, 16), (13, 23), (1, 1)])
-def test_any_size(height: int, width: int, device: torch.device) -> None:
+def test_row_37_any_size(height: int, width: int, device: torch.device) -> None:
     """Row 37: sizes that are not divisible by 8 are padded, and the result is cropped back."""
     p = UNet.init(key(device), 2, 3, width=2)
     x = torch.randn(2, 2, height, width, device=device)
@@ -99,7 +99,7 @@ def test_equals_modules(
     check_equals_module(p, module, numbers(2, 2, *size, device=device), tolerance=1e-9)
 
 
-def test_blocks(device: torch.device) -> None:
+def test_row_37_blocks(device: torch.device) -> None:
     """Row 37: a step down gives the maps before pooling and after it; a step up joins those before it with its own."""
     x = numbers(2, 3, 6, 4, device=device)
     p = DownBlock.init(key(device), 3, 4, dtype=torch.float64)
