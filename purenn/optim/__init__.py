@@ -7,6 +7,7 @@ from purenn.optim._adam_relatives import AdamaxState, NadamState, adamax, nadam,
 from purenn.optim._adaptive import AdadeltaState, AdagradState, RmspropState, adadelta, adagrad, rmsprop
 from purenn.optim._averages import EmaState, LookaheadState, ema, lookahead
 from purenn.optim._chain import ChainState, chain
+from purenn.optim._curvature import gauss_newton_bartlett, hutchinson_diagonal
 from purenn.optim._ensemble import fit_ensemble
 from purenn.optim._inject import InjectState, inject_hyperparams
 from purenn.optim._lamb import lamb
@@ -35,6 +36,7 @@ from purenn.optim._simple import (
     scale,
     scale_by_schedule,
 )
+from purenn.optim._sophia import SophiaState, observe_curvature, sophia
 from purenn.optim._transformation import EmptyState, GradientTransformation, apply_updates
 
 __all__ = [
@@ -60,6 +62,7 @@ __all__ = [
     "RpropState",
     "SgdState",
     "SharpnessAware",
+    "SophiaState",
     "accumulate",
     "adadelta",
     "adafactor",
@@ -79,7 +82,9 @@ __all__ = [
     "ema",
     "exponential_schedule",
     "fit_ensemble",
+    "gauss_newton_bartlett",
     "global_norm",
+    "hutchinson_diagonal",
     "identity",
     "inject_hyperparams",
     "join_schedules",
@@ -91,6 +96,7 @@ __all__ = [
     "multi_transform",
     "muon",
     "nadam",
+    "observe_curvature",
     "one_cycle_schedule",
     "piecewise_schedule",
     "polynomial_schedule",
@@ -102,4 +108,5 @@ __all__ = [
     "scale_by_schedule",
     "set_to_zero",
     "sgd",
+    "sophia",
 ]

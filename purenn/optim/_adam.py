@@ -45,6 +45,30 @@ def corrections(step: Any, values: Values) -> Values:
     return {"correction1": 1 - values["beta1"] ** step, "correction2": 1 - values["beta2"] ** step}
 
 
+def normalized(mean: V, square: V, values: Values) -> V:
+    """The mean over the root of the square, both corrected."""
+    return mean / values["correction1"] / (root(square) / values["correction2"] ** 0.5 + values["eps"])
+
+
+def adam_hyperparameters(
+    name: str,
+    learning_rate: Hyperparameter,
+    betas: Betas,
+    eps: Hyperparameter,
+    weight_decay: Hyperparameter,
+    **others: Hyperparameter,
+) -> dict[str, Hyperparameter]:
+    """What Adam and its relatives are given, by the names that a `Rule` has for it.
+
+    Raises:
+        ArgumentError: a beta outside [0, 1), or a negative number.
+    """
+    require_betas(name, betas)
+    require_not_negative(name, learning_rate=learning_rate, eps=eps, weight_decay=weight_decay, **others)
+    given = {"rate": learning_rate, "beta1": betas[0], "beta2": betas[1], "eps": eps, "weight_decay": weight_decay}
+    return {**given, **others}
+
+
 def adam(
     learning_rate: Hyperparameter,
     *,
@@ -125,21 +149,12 @@ def _adam(
     amsgrad: bool,
     maximize: bool,
 ) -> GradientTransformation:
-    require_betas(name, betas)
-    require_not_negative(name, learning_rate=learning_rate, eps=eps, weight_decay=weight_decay)
-    given = {
-        "rate": learning_rate,
-        "beta1": betas[0],
-        "beta2": betas[1],
-        "eps": eps,
-        "weight_decay": weight_decay,
-    }
+    given = adam_hyperparameters(name, learning_rate, betas, eps, weight_decay)
 
     def direction(g: V, w: V, slots: tuple[V, ...], values: Values) -> tuple[V, tuple[V, ...]]:
         mean, square = moments(g, slots[0], slots[1], values)
         kept = (mean, square, slots[2].maximum(square)) if amsgrad else (mean, square)
-        below = root(kept[-1]) / values["correction2"] ** 0.5 + values["eps"]
-        return mean / values["correction1"] / below, kept
+        return normalized(mean, kept[-1], values), kept
 
     def kernel(ws: list[Tensor], gs: list[Tensor], slots: list[list[Tensor]], step: int, values: Values) -> None:
         steps = [torch.full((), step, dtype=torch.float32, device=ws[0].device)] * len(ws)

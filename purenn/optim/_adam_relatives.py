@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purenn.optim._adam import AdamState, Betas, corrections, moments
-from purenn.optim._hyperparameters import Hyperparameter, Values, require_betas, require_not_negative, where
+from purenn.optim._adam import AdamState, Betas, adam_hyperparameters, corrections, moments
+from purenn.optim._hyperparameters import Hyperparameter, Values, where
 from purenn.optim._rule import COUPLED, DECOUPLED, Rule, like, optimizer
 from purenn.optim._tensor_list import V, root, toward
 from purenn.optim._transformation import GradientTransformation
@@ -58,18 +58,7 @@ def nadam(
     Source:
         Dozat: Incorporating Nesterov Momentum into Adam, 2016.
     """
-    require_betas("nadam", betas)
-    require_not_negative(
-        "nadam", learning_rate=learning_rate, eps=eps, weight_decay=weight_decay, momentum_decay=momentum_decay
-    )
-    given = {
-        "rate": learning_rate,
-        "beta1": betas[0],
-        "beta2": betas[1],
-        "eps": eps,
-        "weight_decay": weight_decay,
-        "momentum_decay": momentum_decay,
-    }
+    given = adam_hyperparameters("nadam", learning_rate, betas, eps, weight_decay, momentum_decay=momentum_decay)
 
     def scalars(step: Any, values: Values) -> Values:
         def momentum(step: Any) -> Any:
@@ -131,15 +120,7 @@ def radam(
     Source:
         Liu et al.: On the Variance of the Adaptive Learning Rate and Beyond, 2020, algorithm 2.
     """
-    require_betas("radam", betas)
-    require_not_negative("radam", learning_rate=learning_rate, eps=eps, weight_decay=weight_decay)
-    given = {
-        "rate": learning_rate,
-        "beta1": betas[0],
-        "beta2": betas[1],
-        "eps": eps,
-        "weight_decay": weight_decay,
-    }
+    given = adam_hyperparameters("radam", learning_rate, betas, eps, weight_decay)
 
     def scalars(step: Any, values: Values) -> Values:
         known, beta = corrections(step, values), values["beta2"]
@@ -213,15 +194,7 @@ def adamax(
     Source:
         Kingma, Ba: Adam, a Method for Stochastic Optimization, 2015, algorithm 2.
     """
-    require_betas("adamax", betas)
-    require_not_negative("adamax", learning_rate=learning_rate, eps=eps, weight_decay=weight_decay)
-    given = {
-        "rate": learning_rate,
-        "beta1": betas[0],
-        "beta2": betas[1],
-        "eps": eps,
-        "weight_decay": weight_decay,
-    }
+    given = adam_hyperparameters("adamax", learning_rate, betas, eps, weight_decay)
 
     def direction(g: V, w: V, slots: tuple[V, ...], values: Values) -> tuple[V, tuple[V, ...]]:
         mean = toward(slots[0], g, 1 - values["beta1"])

@@ -17,7 +17,7 @@ from purenn.optim._aligned import Aligned
 from purenn.optim._hyperparameters import Values
 from purenn.optim._kernels import Columns, run
 from purenn.tree import is_container, replace
-from purenn.tree._contiguous import remember, segments, storage_of, views_like
+from purenn.tree._contiguous import Storage, kinds_of, remember, segments, storage_of, views_like
 from purenn.tree._walk import quoted
 
 if TYPE_CHECKING:
@@ -66,11 +66,10 @@ def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -
     if values is None:
         return None
     known = _recall(rule, params, state)
-    if donate and known is not None and known.buffers is not None:
-        flat = storage_of(grads)
-        if flat is not None and flat.shapes == known.kinds:
-            _write(rule, [known.buffers[0], flat.buffers, *known.buffers[1:]], state, values, known.dtype is not None)
-            return params, state
+    joined = _joined(known, grads)
+    if donate and joined is not None:
+        _write(rule, joined, state, values, known is not None and known.dtype is not None)
+        return params, state
     found = None if known is None else known.aligned.with_gradients(grads)
     if found is None:
         known, found = None, Aligned.of(rule.name, params, grads, slots)
@@ -78,7 +77,7 @@ def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -
         return None
     if known is None:
         known = _examined(rule, found)
-    buffers = _buffers(known, found.columns[1])
+    buffers = joined or _buffers(known, found.columns[1])
     columns = found.columns if buffers is None else buffers
     alike = known.dtype is not None and {leaf.dtype for leaf in found.columns[1]} <= {known.dtype}
     if donate:
@@ -97,8 +96,8 @@ def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -
     scalars = {name: torch.tensor(values[name], dtype=torch.float64) for name in rule.carried}
     state = replace(state, count=state.count + 1, **scalars, **dict(zip(rule.slots, trees, strict=True)))
     if buffers is not None:
-        for tree, column in zip((params, *trees), leaves, strict=True):
-            remember(tree, column)
+        for tree, column, joined in zip((params, *trees), leaves, new, strict=True):
+            remember(tree, Storage(column, joined, known.kinds))
     _remember(params, state, known._replace(aligned=result, buffers=None if buffers is None else new))
     return params, state
 
@@ -149,22 +148,26 @@ def _all_buffers(columns: Columns) -> tuple[Columns | None, list[Any]]:
         if buffers is None:
             return None, []
         found.append(buffers)
-    kinds = [_kinds(column) for column in columns]
+    kinds = [kinds_of(column) for column in columns]
     return (found, kinds[0]) if all(kind == kinds[0] for kind in kinds) else (None, [])
 
 
+def _joined(known: _Known | None, grads: Any) -> Columns | None:
+    # The buffers of all columns if it is remembered of the gradients that they are contiguous as well.
+    flat = None if known is None or known.buffers is None else storage_of(grads)
+    if known is None or known.buffers is None or flat is None or flat.shapes != known.kinds:
+        return None
+    return [known.buffers[0], flat.buffers, *known.buffers[1:]]
+
+
 def _buffers(known: _Known, gradients: list[Tensor]) -> Columns | None:
-    # The buffers of all columns if the gradients are contiguous as well.
+    # The same by looking.
     if known.buffers is None:
         return None
     joined = segments(gradients)
-    if joined is None or _kinds(gradients) != known.kinds:
+    if joined is None or kinds_of(gradients) != known.kinds:
         return None
     return [known.buffers[0], joined, *known.buffers[1:]]
-
-
-def _kinds(column: list[Tensor]) -> list[Any]:
-    return [(leaf.dtype, leaf.device, leaf.shape) for leaf in column]
 
 
 def _recall(rule: "Rule", params: Any, state: Any) -> _Known | None:

@@ -9,11 +9,15 @@ from torch import Tensor
 from purenn.optim._hyperparameters import Values
 from purenn.optim._private import kernels
 from purenn.optim._tensor_list import TensorList
+from purenn.tree._memory import spread
 
 if TYPE_CHECKING:
     from purenn.optim._rule import Rule
 
 Columns = list[list[Tensor]]
+
+# Bytes from which on memory always comes new from the system, and is slow at first if it is in small pages.
+ALWAYS_NEW = 32 << 20
 
 # On the CPU the fused kernels of torch 2.11 to 2.13 are wrong in half precision: that of SGD does not write some of the
 # parameters and reads the momentum as another dtype (pytorch issue 191763).
@@ -98,6 +102,8 @@ def _suits_kernel(rule: "Rule", ws: list[Tensor], gs: list[Tensor], slots: Colum
 
 
 def _cloned(leaves: list[Tensor]) -> list[Tensor]:
+    if max([leaf.numel() for leaf in leaves]) * leaves[0].element_size() >= ALWAYS_NEW:
+        return [spread(leaf) if leaf.nbytes >= ALWAYS_NEW else leaf.clone() for leaf in leaves]
     if hasattr(kernels, "_foreach_clone"):  # torch 2.13
         return list(kernels._foreach_clone(leaves))
     return [leaf.clone() for leaf in leaves]

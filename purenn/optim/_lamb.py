@@ -5,8 +5,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from purenn.optim._adam import AdamState, Betas, corrections, moments
-from purenn.optim._hyperparameters import Hyperparameter, Values, is_zero, require_betas, require_not_negative
+from purenn.optim._adam import AdamState, Betas, adam_hyperparameters, corrections, moments, normalized
+from purenn.optim._hyperparameters import Hyperparameter, Values, is_zero
 from purenn.optim._rule import OWN, Rule, like, optimizer
 from purenn.optim._tensor_list import root
 from purenn.optim._transformation import GradientTransformation
@@ -36,20 +36,11 @@ def lamb(
     Source:
         You et al.: Large Batch Optimization for Deep Learning, 2020, algorithm 2.
     """
-    require_betas("lamb", betas)
-    require_not_negative("lamb", learning_rate=learning_rate, eps=eps, weight_decay=weight_decay)
-    given = {
-        "rate": learning_rate,
-        "beta1": betas[0],
-        "beta2": betas[1],
-        "eps": eps,
-        "weight_decay": weight_decay,
-    }
+    given = adam_hyperparameters("lamb", learning_rate, betas, eps, weight_decay)
 
     def direction(g: Tensor, w: Tensor, slots: tuple[Tensor, ...], values: Values) -> tuple[Tensor, tuple[Tensor, ...]]:
         mean, square = moments(g, slots[0], slots[1], values)
-        below = root(square) / values["correction2"] ** 0.5 + values["eps"]
-        adapted = mean / values["correction1"] / below
+        adapted = normalized(mean, square, values)
         if not is_zero(values["weight_decay"]):
             adapted = adapted + w * values["weight_decay"]
         return adapted * trust(w, adapted), (mean, square)

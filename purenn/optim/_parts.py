@@ -6,7 +6,7 @@ from typing import Any
 from purenn.errors import SelectionError
 from purenn.optim._transformation import EmptyState, GradientTransformation, holes_like
 from purenn.tree import HOLE, Selection, combine, container, partition, static
-from purenn.tree._partition import _selected
+from purenn.tree._partition import selected_leaves
 from purenn.tree._select import chosen
 from purenn.tree._walk import flatten, quoted, unflatten
 
@@ -157,6 +157,6 @@ def selected_paths(name: str, params: Any, selection: Select) -> list[str]:
         SelectionError: it hits nothing.
     """
     structure = flatten(params)[1]
-    hits = _selected(params, structure, chosen(name, params, selection))
+    hits = selected_leaves(params, structure, chosen(name, params, selection))
     trained = set(flatten(partition(params)[0])[1].paths)
     return [path for path, hit in zip(structure.paths, hits, strict=True) if hit and path in trained]

@@ -21,6 +21,7 @@ from purenn.optim._tensor_list import V
 from purenn.optim._transformation import GradientTransformation, apply_updates
 from purenn.tree import contiguous, named_leaves, partition, replace
 from purenn.tree._contiguous import segments
+from purenn.tree._memory import spread
 from purenn.tree._walk import quoted, short
 
 COUPLED, DECOUPLED, OWN = "coupled", "decoupled", "own"
@@ -106,11 +107,12 @@ class Rule:
         """The change of a parameter, or of many, and their new slots."""
         if self.maximize:
             g = -g
-        if self.decays and self.decay == COUPLED:
+        decays = "decay" in values
+        if decays and self.decay == COUPLED:
             g = g + w * values["weight_decay"]
         direction, slots = self.direction(g, w, slots, values)
         change = direction * -values["rate"]
-        if self.decays and self.decay == DECOUPLED:
+        if decays and self.decay == DECOUPLED:
             change = change - w * values["decay"]
         return change, slots
 
@@ -122,7 +124,7 @@ class Rule:
             return torch.view_as_complex(change.contiguous()), [torch.view_as_complex(x.contiguous()) for x in new]
         change, new = self.moved(g, w, tuple(slots), values)
         # A leaf without dimensions would take the dtype of the scalars.
-        return change.to(w.dtype), [x.to(slot.dtype) for x, slot in zip(new, slots, strict=True)]
+        return _in(w.dtype, change), [_in(slot.dtype, x) for x, slot in zip(new, slots, strict=True)]
 
 
 def optimizer(rule: Rule) -> GradientTransformation:
@@ -136,7 +138,7 @@ def optimizer(rule: Rule) -> GradientTransformation:
         values = values_at(rule.hyperparameters, 0)
         rows = [_begun(rule, leaf.detach(), values) for leaf in leaves]
         columns = zip(*rows, strict=True) if rows else [()] * len(rule.slots)
-        trees = [optree.tree_unflatten(spec, column) for column in columns]
+        trees = [optree.tree_unflatten(spec, [spread(leaf) for leaf in column]) for column in columns]
         if rule.elementwise and segments(leaves) is not None:
             trees = [contiguous(tree) for tree in trees]
         scalars = {name: torch.ones((), dtype=torch.float64) for name in rule.carried}
@@ -183,6 +185,11 @@ def _begun(rule: Rule, leaf: Tensor, values: Values) -> tuple[Tensor, ...]:
     if not leaf.is_complex():
         return rule.begin(leaf, values)
     return tuple([torch.view_as_complex(slot) for slot in rule.begin(torch.view_as_real(leaf), values)])
+
+
+def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
+    # Under vmap even a conversion that changes nothing takes its time.
+    return x if x.dtype is dtype else x.to(dtype)
 
 
 def like(w: Tensor, value: Any = 0.0) -> Tensor:

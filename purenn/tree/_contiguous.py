@@ -13,6 +13,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from purenn._modes import is_plain
 from purenn.tree._fields import is_container
+from purenn.tree._memory import empty
 from purenn.tree._walk import flatten, is_trainable
 
 T = TypeVar("T")
@@ -69,15 +70,22 @@ def contiguous(tree: T) -> T:
         for place, view in zip(places, views, strict=True):
             values[place] = view
     made = structure.rebuild(values)
-    remember(made, [value for value, hit in zip(values, trained, strict=True) if hit])
+    own = [value for value, hit in zip(values, trained, strict=True) if hit]
+    buffers = segments(own) if is_container(made) else None
+    if buffers is not None:
+        remember(made, Storage(own, buffers, kinds_of(own)))
     return made
 
 
-def remember(tree: Any, leaves: list[Tensor]) -> None:
-    """Note that `leaves`, which lie in one buffer, are the trainable leaves of a tree."""
-    buffers = segments(leaves) if is_container(tree) else None
-    if buffers is not None:
-        _KNOWN[tree] = Storage(leaves, buffers, [(leaf.dtype, leaf.device, leaf.shape) for leaf in leaves])
+def remember(tree: Any, storage: Storage) -> None:
+    """Note where the trainable leaves of a contiguous tree lie."""
+    if is_container(tree):
+        _KNOWN[tree] = storage
+
+
+def kinds_of(leaves: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
+    """Dtype, device and shape of each leaf."""
+    return [(leaf.dtype, leaf.device, leaf.shape) for leaf in leaves]
 
 
 def storage_of(tree: Any) -> Storage | None:
@@ -107,11 +115,13 @@ def segments(leaves: Sequence[Tensor]) -> list[Tensor] | None:
 
 
 def views_like(buffers: Sequence[Tensor], leaves: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors of the shapes of `leaves` in buffers that are laid out as theirs."""
+    """The tensors of the shapes of `leaves`, which are contiguous, in buffers without a graph laid out as theirs."""
     made: list[Tensor] = list(leaves)
     for buffer, numbers in zip(buffers, _by_kind(leaves).values(), strict=True):
-        for number, view in zip(numbers, _views(buffer, [leaves[n] for n in numbers]), strict=True):
-            made[number] = view
+        first, (starts, _) = buffer.storage_offset(), _layout([leaves[n] for n in numbers])
+        for number, start in zip(numbers, starts, strict=True):
+            leaf = leaves[number]
+            made[number] = buffer.as_strided(leaf.shape, leaf.stride(), first + start)
     return made
 
 
@@ -143,7 +153,13 @@ def _joined(leaves: Sequence[Tensor]) -> Tensor:
     pieces = []
     for leaf, start, following in zip(leaves, starts, [*starts[1:], end], strict=True):
         pieces += [leaf.reshape(-1), padding[: following - start - leaf.numel()]]
+    if leaves[0].is_cpu and is_plain(*leaves) and not (torch.is_grad_enabled() and _any_requires_grad(leaves)):
+        return torch.cat(pieces, out=empty(end, leaves[0].dtype))
     return torch.cat(pieces)
+
+
+def _any_requires_grad(leaves: Sequence[Tensor]) -> bool:
+    return any(leaf.requires_grad for leaf in leaves)
 
 
 def _views(buffer: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:

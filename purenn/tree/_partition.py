@@ -68,7 +68,7 @@ def partition(
     values, structure = flatten(p)
     if paths is not None or instances is not None:
         selection = select(p).instances(instances) if instances is not None else select(p).paths(paths or ())
-        chosen = _selected(p, structure, selection.require("partition"))
+        chosen = selected_leaves(p, structure, selection.require("partition"))
     elif where is not None:
         chosen = [bool(where(value)) for value in values]
     elif kind is not None:
@@ -105,8 +105,8 @@ def combine(first: T, *others: T) -> T:
     return unflatten(spec, combined)
 
 
-def _selected(p: Any, structure: Structure, selection: Selection[Any]) -> list[bool]:
-    # For every leaf, whether it lies at or below a selected node. An alias there stands for its leaf.
+def selected_leaves(p: Any, structure: Structure, selection: Selection[Any]) -> list[bool]:
+    """For every leaf, whether it lies at or below a selected node. An alias there stands for its leaf."""
     tops = set(selection.entries)
 
     def below(entries: Entries) -> bool:
@@ -142,7 +142,7 @@ def unfreeze(p: T, selection: Callable[[Selection], Selection] | str | Sequence[
 def _set_frozen(p: Any, selection: Callable[[Selection], Selection] | str | Sequence[str] | None, frozen: bool) -> Any:
     name = "freeze" if frozen else "unfreeze"
     _, structure = flatten(p)
-    hits = _selected(p, structure, select(p) if selection is None else chosen(name, p, selection))
+    hits = selected_leaves(p, structure, select(p) if selection is None else chosen(name, p, selection))
     hit = [leaf for leaf, is_hit in zip(structure.leaves, hits, strict=True) if is_hit]
     for leaf in hit:
         if not leaf.owner:

@@ -113,6 +113,8 @@ CASES = {
     "lion options": Case(lambda: optim.lion(0.01, betas=(0.8, 0.9), weight_decay=0.1, maximize=True)),
     "lamb": Case(lambda: optim.lamb(0.01)),
     "lamb options": Case(lambda: optim.lamb(0.01, betas=(0.8, 0.9), eps=1e-4, weight_decay=0.1, maximize=True)),
+    "sophia": Case(lambda: optim.sophia(0.02)),
+    "sophia options": Case(lambda: optim.sophia(0.01, momentum=0.5, scale=3.0, eps=0.2, maximize=True)),
     # Not in bfloat16, which no derivative can be checked in.
     "muon": Case(lambda: optim.muon(0.02, dtype=None)),
 }

@@ -75,6 +75,21 @@ def test_contiguous_stays_so(problem: Any) -> None:
     assert optimizer.step(new, grads, after, donate=True)[0] is new
 
 
+def test_large_leaves(device: torch.device) -> None:
+    """Leaves of some MiB, which are placed with care, give the numbers of `update`, and stay apart from each other."""
+    optimizer, key = optim.adam(0.1), pn.random.key(0, device)
+    p = {"large": pn.random.normal(key, (700, 1000)), "small": pn.random.normal(key, (7,))}
+    p["strided"] = p["large"].t()
+    steps = gradients(p, 2)
+    right = reference(optimizer, p, steps)
+    for start in (p, pn.tree.contiguous(p)):
+        ours = many(optimizer, start, steps)
+        assert pn.tree.allclose(ours, right, rtol=1e-5, atol=1e-6)
+        assert pn.tree.equal(start, p)
+    for start in (pn.tree.map(torch.clone, p), pn.tree.contiguous(p)):
+        assert pn.tree.allclose(many(optimizer, start, steps, donate=True), right, rtol=1e-5, atol=1e-6)
+
+
 def test_donation_writes_into_the_old_storage(problem: Any) -> None:
     """Donated trees hold the result, and come back themselves."""
     p, optimizer = pn.tree.map(torch.clone, problem.params), optim.adam(0.1)

@@ -266,6 +266,7 @@ def test_every_optimizer_can_be_injected(problem: Any) -> None:
         (optim.lion, {"weight_decay": 0.1}),
         (optim.lamb, {"weight_decay": 0.1}),
         (optim.adafactor, {"clipping": 1.5}),
+        (optim.sophia, {"momentum": 0.5, "weight_decay": 0.1}),
     ):
         injected, direct = optim.inject_hyperparams(factory)(0.05, **given), factory(0.05, **given)
         right = steps(direct, problem, p, direct.init(p), 2)[0]

@@ -121,6 +121,15 @@ def test_vmap_of_gradient(case: Any, problem: Any) -> None:
         optim.lamb,
         optim.adafactor,
         lambda rate: optim.muon(rate, dtype=None),
+        lambda rate: optim.muon(0.02, momentum=1 - rate, weight_decay=rate, dtype=None),
+        lambda rate: optim.sgd(0.05, momentum=1 - rate, dampening=rate, weight_decay=rate),
+        lambda rate: optim.adadelta(decay=1 - rate, eps=rate, weight_decay=rate),
+        lambda rate: optim.lamb(0.05, betas=(1 - rate, 1 - rate / 2), eps=rate, weight_decay=rate),
+        lambda rate: optim.lion(0.05, weight_decay=rate),
+        lambda rate: optim.sophia(rate, weight_decay=rate),
+        lambda rate: optim.sophia(0.1, momentum=1 - rate, scale=10 * rate, eps=2.0),
+        lambda rate: optim.adamax(0.05, betas=(1 - rate, 1 - rate / 2), eps=rate, weight_decay=rate),
+        lambda rate: optim.asgd(0.05, decay=rate, power=10 * rate, weight_decay=rate),
         lambda rate: optim.sgd(lambda step: rate * 0.9**step),
         lambda rate: optim.chain(optim.clip_by_global_norm(10 * rate), optim.scale(-rate)),
         lambda rate: optim.chain(optim.add_decayed_weights(rate), optim.clip_by_value(rate), optim.sgd(0.1)),
@@ -141,6 +150,21 @@ def test_hyperparameters_are_differentiable(make: Any, problem: Any) -> None:
     torch.testing.assert_close(by_autograd, differences, rtol=1e-5, atol=1e-7)
     batched = pn.vmap(pn.grad(outer))(torch.stack([rate, rate * 1.1]))
     torch.testing.assert_close(batched[0], differences, rtol=1e-5, atol=1e-7)
+
+
+def test_hyperparameters_in_forward_mode_and_twice(problem: Any) -> None:
+    """A few hyper-parameters are differentiated forwards, however long the training, and to the second order."""
+    numbers = torch.tensor([0.02, 0.9, 0.99, 0.05], dtype=torch.float64, device=problem.params.matrix.device)
+
+    def outer(numbers: Tensor) -> Tensor:
+        rate, *betas, decay = numbers.unbind(0)
+        return after(optim.adamw(rate, betas=(betas[0], betas[1]), weight_decay=decay), problem, problem.params)
+
+    gradient, hessian = pn.grad(outer)(numbers), pn.hessian(outer)(numbers)
+    torch.testing.assert_close(pn.jacfwd(outer)(numbers), gradient, rtol=1e-9, atol=1e-12)
+    step = 1e-6 * torch.eye(4, dtype=torch.float64, device=numbers.device)
+    rows = [(pn.grad(outer)(numbers + row) - pn.grad(outer)(numbers - row)) / 2e-6 for row in step]
+    torch.testing.assert_close(hessian, torch.stack(rows), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("make", [optim.adam, optim.adagrad, optim.rmsprop, optim.lamb, optim.radam, optim.nadam])
