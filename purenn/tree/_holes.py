@@ -72,8 +72,8 @@ class Hole(Placeholder):
     def __repr__(self) -> str:
         return "HOLE"
 
-    def __reduce__(self) -> str:
-        return "HOLE"
+    def __reduce__(self) -> tuple:
+        return Hole, ()
 
     def __deepcopy__(self, memo: dict) -> "Hole":
         return self
@@ -104,5 +104,5 @@ class Alias(Placeholder):
         return f"Alias({self.path})"
 
 
-register_empty(Hole)
-register_empty(Alias)
+register_empty(Hole, str, lambda _: HOLE)
+register_empty(Alias, lambda alias: alias.path, Alias)

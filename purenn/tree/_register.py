@@ -12,10 +12,17 @@ from typing import Any
 import optree
 from optree.registry import __GLOBAL_NAMESPACE as OPTREE_GLOBAL
 from torch.compiler import is_dynamo_compiling
+from torch.serialization import add_safe_globals
 from torch.utils import _pytree as torch_pytree
+
+from purenn.tree._dumpable import dumpable, from_dumpable
+from purenn.tree._fields import Marks
 
 Flatten = Callable[[Any], tuple[tuple, Any, tuple]]
 Unflatten = Callable[[Any, Any], Any]
+
+# Nodes are data alone, so `torch.load` may make them with ``weights_only=True``.
+add_safe_globals([Marks, frozenset])
 
 
 def register(cls: type, children: tuple[str, ...], static: tuple[str, ...]) -> None:
@@ -49,12 +56,15 @@ def register_node(cls: type, flatten: Flatten, unflatten: Unflatten) -> None:
         torch_flatten,
         torch_unflatten,
         serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        to_dumpable_context=dumpable,
+        from_dumpable_context=from_dumpable,
         flatten_with_keys_fn=torch_flatten_with_keys,
     )
+    add_safe_globals([cls])
 
 
-def register_empty(cls: type) -> None:
-    """Register a class without children: the node is its own metadata."""
+def register_empty(cls: type, text: Callable[[Any], str], of_text: Callable[[str], Any]) -> None:
+    """Register a class without children: the node is its own metadata, `text` and `of_text` are it as text and back."""
     optree.register_pytree_node(cls, lambda node: ((), node, ()), _first, namespace=OPTREE_GLOBAL)
     torch_pytree.register_pytree_node(
         cls,
@@ -62,7 +72,10 @@ def register_empty(cls: type) -> None:
         lambda _, node: node,
         flatten_with_keys_fn=lambda node: ([], node),
         serialized_type_name=f"{cls.__module__}.{cls.__qualname__}",
+        to_dumpable_context=text,
+        from_dumpable_context=of_text,
     )
+    add_safe_globals([cls])
 
 
 def _first(node: Any, _: Any) -> Any:

@@ -21,8 +21,12 @@ def describe(p: Any) -> str:
     # A tree that holds placeholders, such as a tree of axes for vmap, has no shapes to write options from.
     if write is None or not all(_has_shapes(fields[name]) for name in spec.dynamic):
         return outline(type(p).__name__, fields, p._marks)
+    try:
+        options = write()
+    except (IndexError, ValueError):  # leaves with fewer dimensions than the layer's, such as the norm of each
+        return outline(type(p).__name__, fields, p._marks)
     children = {name: value for name, value in fields.items() if _has_container(value)}
-    return outline(type(p).__name__, children, p._marks, options=write())
+    return outline(type(p).__name__, children, p._marks, options=options)
 
 
 def outline(name: str, fields: dict[str, Any], marks: Marks | None, *, options: str = "") -> str:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import optree
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.compiler import is_dynamo_compiling
 
 from purenn.errors import PathError
@@ -88,9 +88,16 @@ def walk(tree: Any) -> Iterator[tuple[Leaf, Any]]:
     return _walk(tree, (), PARAMETER, "", frozenset(), ())
 
 
+def _carried(module: Any) -> Any:
+    # A module that carries a container has the kinds and marks of that.
+    return module.tree() if "container_class" in module.__dict__ else module
+
+
 def _walk(
     node: Any, entries: Entries, kind: str, owner: str, frozen: frozenset[str], local: Entries
 ) -> Iterator[tuple[Leaf, Any]]:
+    if isinstance(node, nn.Module):
+        node = _carried(node)
     level = one_level(node)
     if level is None:
         yield Leaf(join(entries), entries, kind, bool(frozen) and join(local) in frozen, owner), node
