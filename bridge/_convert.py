@@ -1,6 +1,5 @@
 """From a module to native containers, as far as its classes are known."""
 
-from collections import ChainMap
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,76 +8,32 @@ import optree
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from bridge._convert_registry import conversion_of, is_registered, known_base, note_container
 from bridge._convertible import require_parts, require_same_tensors, why_opaque
+from bridge._from_module import prepared
 from bridge._module import Module
-from bridge._native import Conversion, torch_conversions
-from bridge._opaque import opaque
+from bridge._opaque import live_opaque
 from purenn.errors import BridgeError, ContainerError
 from purenn.tree import freeze, is_container, is_stateful, tie
 from purenn.tree._checks import a_or_an
 from purenn.tree._fields import PARAMETER
 from purenn.tree._walk import parse, walk
 
-_REGISTERED: dict[type, Conversion] = {}
-# What is registered comes first.
-_CONVERSIONS = ChainMap(_REGISTERED, torch_conversions())
 
-
-def register_conversion(cls: type[nn.Module], *, to: Conversion) -> None:
-    """Say which container `convert` makes of a module class; modules of a subclass stay opaque.
-
-    Args:
-        cls: the class. What is registered for it takes the place of an earlier registration, and of what is known about
-            a class of torch.nn.
-        to: ``f(module, part)``, which makes the container. ``part(name)`` is the container of the submodule
-            ``module.name``: a tuple for a ModuleList, a dict for a ModuleDict, None for None. The tensors must be the
-            module's own (``module.weight``, not a copy of it), so that those that are tied or frozen are recognised. If
-            `f` raises a BridgeError, the module stays opaque, and `report` gives its text as the reason.
-
-    Raises:
-        BridgeError: `cls` is no module class, or `to` is no function.
-
-    Example:
-        >>> import torch, bridge, purenn as pn
-        >>> from purenn.layers import Linear, linear
-        >>> class Residual(torch.nn.Module):
-        ...     def __init__(self):
-        ...         super().__init__()
-        ...         self.body = torch.nn.Linear(3, 3)
-        ...     def forward(self, x):
-        ...         return x + self.body(x)
-        >>> @pn.container
-        ... class PureResidual(pn.Layer):
-        ...     body: Linear
-        >>> @pn.applies(PureResidual)
-        ... def residual(p: PureResidual, x: torch.Tensor) -> torch.Tensor:
-        ...     return x + linear(p.body, x)
-        >>> bridge.register_conversion(Residual, to=lambda module, part: PureResidual(part("body")))
-        >>> bridge.convert(Residual())
-        PureResidual(
-          (body): Linear(in_features=3, out_features=3, bias=True)
-        )
-    """
-    if not (isinstance(cls, type) and issubclass(cls, nn.Module)):
-        raise BridgeError(f"register_conversion takes a module class, got {a_or_an(cls)}.")
-    if not callable(to):
-        raise BridgeError(f"register_conversion: to must be a function of a module and its parts, got {a_or_an(to)}.")
-    _REGISTERED[cls] = to
-
-
-def convert(module: nn.Module) -> Any:
+def convert(module: nn.Module, *, example: Any = None) -> Any:
     """The native containers of a module: the same parameters and buffers in the layers and losses of `purenn`.
 
     Every class of torch.nn that has a counterpart becomes that, and so do modules that are made of such classes alone:
     Sequential, the Transformers, and classes that are known by `register_conversion`. All others become opaque
     containers, as in `from_module`, each with everything below it; `report` lists them with the reasons. Those are
-    subclasses of known classes, which may compute something else, modules with hooks or parametrizations, and options
-    that `purenn` does not have.
+    subclasses of known classes that change more than the constructor, modules with hooks or parametrizations, and
+    options that `purenn` does not have. The residual networks of torchvision are known as well.
 
     Whether the module is in training mode does not matter: containers take ``train=`` and ``key=`` in each call.
 
     Args:
         module: the module, which is not touched.
+        example: a tuple of arguments for a module with lazy parameters, as in `from_module`.
 
     Returns:
         The container; a tuple or dict of containers for a ModuleList or ModuleDict. Its leaves share storage with the
@@ -98,7 +53,7 @@ def convert(module: nn.Module) -> Any:
         >>> [path for path, _ in pn.tree.named_leaves(p)]
         ['layers.0.weight', 'layers.0.bias']
     """
-    live = converted(module, "convert").live
+    live = converted(module, "convert", example).live
     _require_separate(live)
     return _finished(live)
 
@@ -133,16 +88,17 @@ class Converted:
     nodes: list[Node]
 
 
-def converted(module: nn.Module, caller: str) -> Converted:
+def converted(module: nn.Module, caller: str, example: Any = None) -> Converted:
     """Convert a module; `caller` is the function to name in errors."""
     if not isinstance(module, nn.Module):
         hint = " It is a container already." if is_container(module) else ""
         raise BridgeError(f"{caller} takes a module, got {type(module).__name__}.{hint}")
+    module = prepared(module, example)
     for name, child in module.named_modules():
         if any(map(is_lazy, (*child.parameters(recurse=False), *child.buffers(recurse=False)))):
             raise BridgeError(
                 f"{caller}: {_quoted(name)} ({type(child).__name__}) is lazy and has no parameters yet: call the "
-                f"module once on an example input first."
+                f"module once on an example input first, or give one: {caller}(module, example=(x,))."
             )
     converter = _Converter()
     return Converted(converter.child(module, ""), converter.nodes)
@@ -166,7 +122,7 @@ class _Converter:
         if isinstance(module, Module):
             return self.noted(module, module.tree(), path, len(self.nodes))
         start = len(self.nodes)
-        reason = why_opaque(module, _CONVERSIONS)
+        reason = why_opaque(module)
         if reason is None:
             try:
                 made = self.native(module, path)
@@ -175,7 +131,10 @@ class _Converter:
                 reason = str(error)
         del self.nodes[start:]
         self.nodes.append(Node(path, module, None, reason))
-        return _live(opaque(module), module)
+        made = live_opaque(module)
+        if is_stateful(made):
+            self.stateful.add(id(module))
+        return made
 
     def native(self, module: nn.Module, path: str) -> Any:
         """The native container; raises a BridgeError with the reason if there is none."""
@@ -184,7 +143,9 @@ class _Converter:
             parent, _, last = name.rpartition(".")
             return self.child(getattr(module.get_submodule(parent), last), _join(path, name))
 
-        made = _CONVERSIONS[type(module)](module, part)
+        base = known_base(type(module))
+        assert base is not None
+        made = conversion_of(base)(module, part)
         if not is_container(made):
             # Not a BridgeError, which would be the reason why the module is opaque.
             raise ContainerError(
@@ -192,7 +153,8 @@ class _Converter:
                 f"{_quoted(path)}, expected a container."
             )
         require_parts(made)
-        if type(module) not in _REGISTERED:
+        note_container(base, made)
+        if not is_registered(base):
             require_same_tensors(made, module)
         self.require_own_state(module)
         return made
@@ -227,14 +189,6 @@ def _members(module: Any, prefix: str) -> Iterator[tuple[str, nn.Module]]:
             yield from _members(child, f"{prefix}{name}.")
         elif child is not None:
             yield f"{prefix}{name}", child
-
-
-def _live(p: Any, module: nn.Module) -> Any:
-    # The opaque container with the module's own tensors.
-    tensors = dict(module.named_parameters(remove_duplicate=False))
-    tensors |= dict(module.named_buffers(remove_duplicate=False))
-    structure = optree.tree_structure(p)
-    return optree.tree_unflatten(structure, [tensors[leaf.path] for leaf, _ in walk(p)])
 
 
 def _finished(live: Any) -> Any:

@@ -1,11 +1,12 @@
 """Which modules a native container can stand for."""
 
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from typing import Any, get_args
 
 from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from bridge._convert_registry import known_base, nearest_known
 from bridge._opaque import Opaque
 from purenn.errors import BridgeError
 from purenn.tree import Layer, is_container
@@ -21,18 +22,13 @@ _HOOKS = {
 }
 
 
-def why_opaque(module: nn.Module, known: Container[type]) -> str | None:
-    """Why a module can have no native container, None if nothing is seen yet that speaks against it.
-
-    Args:
-        module: the module.
-        known: the classes that have conversions.
-    """
+def why_opaque(module: nn.Module) -> str | None:
+    """Why a module can have no native container, None if nothing is seen yet that speaks against it."""
     cls = type(module)
     if is_parametrized(module):
         return "it is parametrized"
-    if cls not in known:
-        base = next((base for base in cls.__mro__ if base in known), None)
+    if known_base(cls) is None:
+        base = nearest_known(cls)
         return "its class has no conversion" if base is None else f"a subclass of {base.__name__} may differ from it"
     if "forward" in vars(module):
         return "it has a forward of its own"

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from bridge._opaque import Opaque, live_opaque
 from purenn.errors import BridgeError
-from purenn.tree._applies import Binding, binding_of
-from purenn.tree._fields import spec_of
+from purenn.tree._applies import binding_of
+from purenn.tree._fields import Marks, spec_of
 from purenn.tree._ties import tie
 
 
@@ -26,17 +27,26 @@ class Module(nn.Module):
         container_class: the class of the container.
         stateful: whether the container's function returns new buffers; the module itself returns the output alone.
         aliases: ties below this module: path of the alias -> path of the parameter.
+        frozen: paths of the leaves that are frozen and are buffers or whole numbers, which requires_grad does not show.
     """
 
     container_class: type
     stateful: bool
     aliases: dict[str, str]
+    frozen: frozenset[str]
 
-    def __init__(self, container_class: type, stateful: bool, aliases: dict[str, str]) -> None:
+    def __init__(
+        self,
+        container_class: type,
+        stateful: bool,
+        aliases: dict[str, str],
+        frozen: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__()
         self.container_class = container_class
         self.stateful = stateful
         self.aliases = aliases
+        self.frozen = frozen
 
     def _get_name(self) -> str:
         return self.container_class.__name__
@@ -68,7 +78,7 @@ class Module(nn.Module):
         if binding is None:
             name = self.container_class.__name__
             raise BridgeError(f"{name} has no function to run: bind one with @pn.applies({name}).")
-        kwargs = self._options(binding, args, kwargs)
+        kwargs = options(self, binding.takes, self._get_name(), args, kwargs)
         out = binding.raw(self, *args, **kwargs)
         if not self.stateful:
             return out
@@ -92,20 +102,8 @@ class Module(nn.Module):
         p = object.__new__(self.container_class)
         for name in (*spec.dynamic, *spec.static):
             object.__setattr__(p, name, _tree(getattr(self, name)))
-        object.__setattr__(p, "_marks", None)
+        object.__setattr__(p, "_marks", Marks(frozen=self.frozen) if self.frozen else None)
         return tie(p, self.aliases) if self.aliases else p
-
-    def _options(self, binding: Binding, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
-        if "train" in binding.takes:
-            if "train" in kwargs:
-                raise BridgeError(
-                    f"{self._get_name()}: train= is not an option of the module, which follows its own mode: call "
-                    f"module.train() or module.eval()."
-                )
-            kwargs["train"] = self.training
-        if "key" in binding.takes and self.training and kwargs.get("key") is None:
-            kwargs["key"] = _draw_key(self, args)
-        return kwargs
 
     def _adopt(self, new: Any) -> None:
         # The function has built a new container instead of using pn.replace: take its buffers over.
@@ -119,15 +117,20 @@ class Group(nn.Module):
     """A tuple or dict of children of which some are tensors or None; a pure ModuleList or ModuleDict otherwise.
 
     It is indexed and iterated as what it stands for.
+
+    Attributes:
+        is_tuple: whether it stands for a tuple, otherwise for a dict.
     """
+
+    is_tuple: bool
 
     def __init__(self, names: tuple[Any, ...], is_tuple: bool) -> None:
         super().__init__()
         self._names = names
-        self._is_tuple = is_tuple
+        self.is_tuple = is_tuple
 
     def _get_name(self) -> str:
-        return "Tuple" if self._is_tuple else "Dict"
+        return "Tuple" if self.is_tuple else "Dict"
 
     def _item(self, name: Any) -> Any:
         return getattr(self, str(name))
@@ -136,13 +139,13 @@ class Group(nn.Module):
         return len(self._names)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter([self._item(name) for name in self._names]) if self._is_tuple else iter(self._names)
+        return iter([self._item(name) for name in self._names]) if self.is_tuple else iter(self._names)
 
     def __contains__(self, name: Any) -> bool:
         return name in self._names
 
     def __getitem__(self, name: Any) -> Any:
-        if self._is_tuple:
+        if self.is_tuple:
             return tuple(self)[name]
         if name not in self._names:
             raise KeyError(name)
@@ -165,12 +168,44 @@ def _tree(child: Any) -> Any:
     if isinstance(child, Module):
         return child.tree()
     if isinstance(child, Group):
-        return tuple(map(_tree, child)) if child._is_tuple else {key: _tree(item) for key, item in child.items()}
+        return tuple(map(_tree, child)) if child.is_tuple else {key: _tree(item) for key, item in child.items()}
     if isinstance(child, nn.ModuleList):
         return tuple(map(_tree, child))
     if isinstance(child, nn.ModuleDict):
         return {key: _tree(item) for key, item in child.items()}
-    return child
+    return _tree_of_foreign(child) if isinstance(child, nn.Module) else child
+
+
+def _tree_of_foreign(module: nn.Module) -> Any:
+    container_class = module.__dict__.get("container_class")
+    if container_class is None or issubclass(container_class, Opaque):
+        return live_opaque(module)
+    # Its author has registered how to go both ways. Conversions need bridged modules, and so this one.
+    from bridge._convert import converted
+
+    return converted(module, "from_module").live
+
+
+def options(module: nn.Module, takes: frozenset[str], name: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The options of a call, with `train` and `key` as the module's mode has them.
+
+    Args:
+        module: the module that is called.
+        takes: which of the two its function takes.
+        name: of the module, for errors.
+        args: positional arguments of the call.
+        kwargs: options of the call.
+    """
+    if "train" in takes:
+        if "train" in kwargs:
+            raise BridgeError(
+                f"{name}: train= is not an option of the module, which follows its own mode: call module.train() or "
+                f"module.eval()."
+            )
+        kwargs = {**kwargs, "train": module.training}
+    if "key" in takes and module.training and kwargs.get("key") is None:
+        kwargs = {**kwargs, "key": _draw_key(module, args)}
+    return kwargs
 
 
 def _draw_key(module: nn.Module, args: tuple) -> Tensor:

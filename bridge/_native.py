@@ -37,7 +37,7 @@ _UNSUPPORTED: dict[type, tuple[str, Any]] = {
 
 
 def _require_supported(module: Any) -> None:
-    option, value = _UNSUPPORTED.get(type(module), ("", None))
+    option, value = next((_UNSUPPORTED[cls] for cls in type(module).__mro__ if cls in _UNSUPPORTED), ("", None))
     if option and getattr(module, option) is value:
         raise BridgeError(f"{option}={value} has no counterpart")
     if getattr(module, "track_running_stats", None) is False and module.running_mean is not None:

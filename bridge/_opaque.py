@@ -1,81 +1,62 @@
 """Any module as a container: its tensors as the tree, its own code as the function."""
 
-import contextlib
-import copy
-import threading
-from collections.abc import Mapping
+import functools
+import inspect
 from typing import Any
 
+import optree
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
+from bridge._pure_likeness import CARRIED
+from bridge._pure_run import run
+from bridge._pure_template import Place, Template, stripped
 from purenn.errors import BridgeError, ContainerError
 from purenn.tree import Layer, applies
-from purenn.tree._fields import BUFFER, PARAMETER, Spec, is_container
+from purenn.tree._fields import BUFFER, PARAMETER, Spec
 from purenn.tree._register import register_node
+from purenn.tree._ties import untie
+from purenn.tree._walk import unflatten, walk
 
 
 class Skeleton:
-    """A module without its tensors: what is the same for all containers that were made from such a module.
+    """One module of a template: what is the same for all containers that were made from such a module.
 
-    Two skeletons are equal if their modules have the same classes, names and simple attributes throughout, so that the
+    Two skeletons are equal if their modules have the same classes, names and settings throughout, so that the
     containers of equally built modules can be stacked and mapped over together.
     """
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-        self.lock = threading.RLock()
-        self.signature = _signature(module)
+    def __init__(self, template: Template, place: Place) -> None:
+        self.template = template
+        self.place = place
+        self._hash = hash(place.signature)
+
+    @property
+    def module(self) -> nn.Module:
+        """The module without its tensors; it is not to be run or changed."""
+        return self.template.module.get_submodule(self.place.path)
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Skeleton) and self.signature == other.signature
+        if self is other:
+            return True
+        return isinstance(other, Skeleton) and self.place.signature == other.place.signature
 
     def __hash__(self) -> int:
-        return hash(self.signature)
+        return self._hash
 
     def __repr__(self) -> str:
         return type(self.module).__name__
 
     def __reduce__(self) -> tuple:
-        return Skeleton, (self.module,)
+        return _skeleton, (self.template, self.place.path)
 
     def __deepcopy__(self, memo: dict) -> "Skeleton":
         return self
 
 
-def _stripped(module: nn.Module) -> nn.Module:
-    tensors = {**dict(module.named_parameters(remove_duplicate=False)), **dict(module.named_buffers())}
-    # A copy that never allocates: the copier finds every tensor already "copied", to the meta device.
-    memo: dict[int, Any] = {id(t): _without_data(t) for t in tensors.values()}
-    return copy.deepcopy(module, memo).eval()
-
-
-def _without_data(tensor: Tensor) -> Tensor:
-    empty = torch.empty_like(tensor, device="meta")
-    return nn.Parameter(empty, requires_grad=False) if isinstance(tensor, nn.Parameter) else empty
-
-
-_BOOKKEEPING = {"_parameters", "_buffers", "_modules", "training", "_flat_weights", "_flat_weight_refs"}
-
-
-def _signature(module: nn.Module) -> tuple:
-    settings = tuple(
-        sorted((name, _comparable(value)) for name, value in module.__dict__.items() if name not in _BOOKKEEPING)
-    )
-    children = tuple((name, _signature(child)) for name, child in module.named_children())
-    return type(module), (*module._parameters, *module._buffers), settings, children
-
-
-def _comparable(value: Any) -> str:
-    # Simple values compare by what they are, everything else by which object it is.
-    if value is None or isinstance(value, (bool, int, float, complex, str, torch.dtype, torch.device)):
-        return f"{type(value).__name__}:{value!r}"
-    if isinstance(value, (tuple, list, set, frozenset)):
-        return f"{type(value).__name__}({','.join(map(_comparable, value))})"
-    if isinstance(value, Mapping):
-        return f"{{{','.join(f'{_comparable(k)}={_comparable(v)}' for k, v in value.items())}}}"
-    return f"{type(value).__name__}@{id(value)}"
+def _skeleton(template: Template, path: str) -> Skeleton:
+    return Skeleton(template, template.place.named(path))
 
 
 class _InstanceSpec:
@@ -118,10 +99,14 @@ class Opaque(Layer):
                 raise ContainerError(
                     f"{self._skeleton} has no field '{name}'; its fields are: {', '.join(self._kinds) or 'none'}."
                 )
-        return Opaque(self._skeleton, {**self._children, **changes}, self._kinds, self._marks)
+        return self.with_children({**self._children, **changes})
+
+    def with_children(self, children: dict[str, Any]) -> "Opaque":
+        """The same container with other children."""
+        return type(self)(self._skeleton, children, self._kinds, self._marks)
 
     def __reduce__(self) -> tuple:
-        return Opaque, (self._skeleton, self._children, self._kinds, self._marks)
+        return type(self), (self._skeleton, self._children, self._kinds, self._marks)
 
     def __repr__(self) -> str:
         from purenn.tree._repr import outline
@@ -129,37 +114,91 @@ class Opaque(Layer):
         return outline(f"opaque {self._skeleton}", self._children, self._marks)
 
 
+class StatefulOpaque(Opaque):
+    """An opaque container whose module writes into its buffers: applied, it returns the new ones as well."""
+
+    __slots__ = ()
+
+
 def _flatten(node: Opaque) -> tuple[tuple, Any, tuple]:
     names = tuple(node._kinds)
     return tuple([node._children[n] for n in names]), (node._skeleton, tuple(node._kinds.items()), node._marks), names
 
 
-def _unflatten(context: tuple, values: tuple) -> Opaque:
-    skeleton, kinds, marks = context
-    return Opaque(skeleton, dict(zip((name for name, _ in kinds), values, strict=True)), dict(kinds), marks)
+def _unflattener(cls: type[Opaque]) -> Any:
+    def unflatten(context: tuple, values: tuple) -> Opaque:
+        skeleton, kinds, marks = context
+        return cls(skeleton, dict(zip((name for name, _ in kinds), values, strict=True)), dict(kinds), marks)
+
+    return unflatten
 
 
-register_node(Opaque, _flatten, _unflatten)
+register_node(Opaque, _flatten, _unflattener(Opaque))
+register_node(StatefulOpaque, _flatten, _unflattener(StatefulOpaque))
 
 
-def opaque(module: nn.Module) -> Opaque:
-    """The opaque container of a module that is no bridged one."""
+def opaque(module: nn.Module, caller: str = "from_module", stateful: bool | None = None) -> Opaque:
+    """The opaque container of a module that is no bridged one.
+
+    Args:
+        module: the module.
+        caller: the function to name in errors.
+        stateful: see `from_module`.
+    """
     for name, child in module.named_modules():
-        where = f"'{name}'" if name else "the module"
-        if any(map(is_lazy, child.parameters(recurse=False))):
-            raise BridgeError(
-                f"from_module: {where} ({type(child).__name__}) is lazy and has no parameters yet: call the module "
-                f"once on an example input first."
-            )
-        if isinstance(child, torch.jit.ScriptModule):
-            raise BridgeError(
-                f"from_module: {where} is a TorchScript module, whose code cannot run on other tensors: use the "
-                f"module that it was made from."
-            )
-    return _part(module, _stripped(module))
+        _require_runnable(child, f"'{name}'" if name else "the module", caller)
+    template = Template(stripped(module, caller), stateful)
+    return _part(module, template, template.place)
 
 
-def _part(module: nn.Module, skeleton: nn.Module) -> Opaque:
+def live_opaque(module: nn.Module) -> Opaque:
+    """The opaque container with the module's own tensors as leaves."""
+    return live_like(opaque(module), module)
+
+
+def live_like(p: Any, module: nn.Module) -> Opaque:
+    """An opaque container with the tensors of a module, which is built like its own, as leaves."""
+    tensors: Any = dict(module.named_parameters(remove_duplicate=False))
+    tensors |= dict(module.named_buffers(remove_duplicate=False))
+    return unflatten(optree.tree_structure(p), [tensors[leaf.path] for leaf, _ in walk(p)])
+
+
+def carry(module: nn.Module, container_class: type, stateful: bool) -> nn.Module:
+    """Let a module, which is a part of a bridged one, be applied by functions as its container is."""
+    told = container_class, stateful, functools.partial(_apply_inside, module)
+    for name, value in zip(CARRIED, told, strict=True):
+        # Past nn.Module's own way, which may take a module for a submodule.
+        object.__setattr__(module, name, value)
+    return module
+
+
+def _apply_inside(module: Any, *args: Any, key: Any = None, train: bool = False, **kwargs: Any) -> Any:
+    # The module has a mode of its own, and draws from torch's generator.
+    out = module(*args, **kwargs)
+    return (out, module) if module.stateful else out
+
+
+def _require_runnable(module: nn.Module, where: str, caller: str) -> None:
+    own = (*module.parameters(recurse=False), *module.buffers(recurse=False))
+    if any(map(is_lazy, own)):
+        raise BridgeError(
+            f"{caller}: {where} ({type(module).__name__}) is lazy and has no parameters yet: call the module once on "
+            f"an example input first, or give one: {caller}(module, example=(x,))."
+        )
+    if isinstance(module, torch.jit.ScriptModule):
+        raise BridgeError(
+            f"{caller}: {where} is a TorchScript module, whose code cannot run on other tensors: use the module that "
+            f"it was made from."
+        )
+    if any(type(tensor).__name__ == "DTensor" for tensor in own):
+        raise BridgeError(
+            f"{caller}: {where} ({type(module).__name__}) is sharded over several processes, and its code gathers the "
+            f"parts by hooks, which a container has not: make the container of the whole module, before fully_shard, "
+            f"and distribute its leaves."
+        )
+
+
+def _part(module: nn.Module, template: Template, place: Place) -> Opaque:
     children: dict[str, Any] = {}
     kinds: dict[str, str] = {}
     for name, parameter in module._parameters.items():
@@ -168,47 +207,57 @@ def _part(module: nn.Module, skeleton: nn.Module) -> Opaque:
         children[name], kinds[name] = None if tensor is None else tensor.detach(), BUFFER
     for name, child in module._modules.items():
         if child is not None:
-            children[name], kinds[name] = _part(child, skeleton.get_submodule(name)), PARAMETER
-    return Opaque(Skeleton(skeleton), children, kinds)
+            children[name], kinds[name] = _part(child, template, place.children[name]), PARAMETER
+    return (StatefulOpaque if place.stateful else Opaque)(Skeleton(template, place), children, kinds)
 
 
 @applies(Opaque, stateful=False)
-def apply_opaque(p: Opaque, *args: Any, **kwargs: Any) -> Any:
-    """Run the module's own code, in evaluation mode, on the tensors of its container.
+def apply_opaque(p: Opaque, *args: Any, key: Any = None, train: bool = False, **kwargs: Any) -> Any:
+    """Run the module's own code on the tensors of its container.
 
     Raises:
-        BridgeError: the module writes into its buffers even in evaluation mode.
+        BridgeError: the module writes into its buffers, which was not to be seen from its code.
     """
-    skeleton = p._skeleton
-    tensors, buffers = {}, {}
-    seen: set[int] = set()
-    for name, module, node in _places(p, skeleton.module, ""):
-        if id(module) in seen:
-            continue  # a submodule that appears twice has one set of tensors
-        seen.add(id(module))
-        for field, kind in node._kinds.items():
-            value = node._children[field]
-            if is_container(value) or value is None:
-                continue
-            path = f"{name}.{field}" if name else field
-            # Buffers are copied, so that code which writes into them cannot reach the container's.
-            tensors[path] = value.clone() if kind == BUFFER else value
-            if kind == BUFFER:
-                buffers[path] = tensors[path]._version
-    with skeleton.lock if not torch.compiler.is_compiling() else contextlib.nullcontext():
-        out = torch.func.functional_call(skeleton.module, tensors, args, kwargs, tie_weights=False)
-    for path, version in buffers.items():
-        if tensors[path]._version != version:
-            raise BridgeError(
-                f"from_module: {skeleton} writes into its buffer '{path}' in evaluation mode, and the new value "
-                f"would be lost: build it from purenn.layers, whose stateful layers return their new buffers."
-            )
+    out, new = _applied(p, args, key, train, kwargs)
+    if new is not p and p._skeleton.template.stateful is None:
+        raise BridgeError(
+            f"from_module: {p._skeleton} writes into its parameters or buffers, which was not to be seen from its "
+            f"code, and the new values would be lost: make the container by from_module(module, stateful=True), and "
+            f"applying it returns them, or by stateful=False to do without them."
+        )
     return out
 
 
-def _places(p: Opaque, module: nn.Module, prefix: str) -> list[tuple[str, nn.Module, Opaque]]:
-    found = [(prefix, module, p)]
-    for name, child in p._children.items():
-        if isinstance(child, Opaque):
-            found += _places(child, module.get_submodule(name), f"{prefix}.{name}" if prefix else name)
-    return found
+@applies(StatefulOpaque, stateful=True)
+def apply_stateful_opaque(p: Opaque, *args: Any, key: Any = None, train: bool = False, **kwargs: Any) -> Any:
+    """Run the module's own code; returns its output and the container with the new buffers."""
+    return _applied(p, args, key, train, kwargs)
+
+
+def _applied(p: Opaque, args: tuple, key: Any, train: Any, kwargs: dict[str, Any]) -> tuple[Any, Any]:
+    # A module may have arguments of these names itself; then they are the module's, unless given by position.
+    own = _names(type(p._skeleton.module))
+    if "key" in own[len(args) :]:
+        kwargs, key = ({**kwargs, "key": key} if key is not None else kwargs), None
+    if "train" in own[len(args) :]:
+        kwargs, train = ({**kwargs, "train": train} if train else kwargs), False
+    if torch.compiler.is_compiling():
+        return _compiled(p, args, kwargs, train, key)
+    return run(p, args, kwargs, train=train, key=key)
+
+
+@functools.cache
+def _names(cls: type[nn.Module]) -> tuple[str, ...]:
+    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+    return tuple([p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)])
+
+
+def _compiled(p: Opaque, args: tuple, kwargs: dict[str, Any], train: bool, key: Any) -> tuple[Any, Any]:
+    """For torch.compile, which cannot trace a pure run: torch's own way, without training and random numbers."""
+    if train or key is not None:
+        raise BridgeError(
+            f"torch.compile can trace the container of a {p._skeleton} in evaluation mode only: use pn.jit, which "
+            f"takes train=True and key= as well."
+        )
+    tensors = {leaf.path: value.clone() if leaf.kind == BUFFER else value for leaf, value in walk(untie(p))}
+    return torch.func.functional_call(p._skeleton.module, tensors, args, kwargs, tie_weights=False), p

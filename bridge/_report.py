@@ -1,9 +1,12 @@
 """What `convert` makes of a module, as a table."""
 
+from typing import Any
+
 import attrs
 from torch import nn
 
 from bridge._convert import Node, converted
+from bridge._from_module import prepared
 from purenn.tree import untie
 from purenn.tree._walk import walk
 
@@ -70,11 +73,12 @@ class Report:
         return "\n".join(lines)
 
 
-def report(module: nn.Module) -> Report:
+def report(module: nn.Module, *, example: Any = None) -> Report:
     """What `convert` makes of each part of a module: a native container, or an opaque one and why.
 
     Args:
         module: the module, which is not touched.
+        example: a tuple of arguments for a module with lazy parameters, as in `from_module`.
 
     Raises:
         BridgeError: as in `convert`.
@@ -82,7 +86,8 @@ def report(module: nn.Module) -> Report:
     Example:
         >>> import torch, bridge
         >>> class Scaled(torch.nn.Linear):
-        ...     pass
+        ...     def forward(self, x):
+        ...         return 2 * super().forward(x)
         >>> print(bridge.report(torch.nn.Sequential(torch.nn.Linear(3, 2), Scaled(2, 2))))
         path     class       becomes     parameters  remarks
         (whole)  Sequential  Sequential           0
@@ -90,6 +95,7 @@ def report(module: nn.Module) -> Report:
         1        Scaled      (opaque)             6  a subclass of Linear may differ from it
         2 native, 1 opaque, 14 parameters
     """
+    module = prepared(module, example) if isinstance(module, nn.Module) else module
     found = converted(module, "report")
     first: dict[int, str] = {}
     for name, parameter in module.named_parameters(remove_duplicate=False):

@@ -1,25 +1,33 @@
 """From a container to a module."""
 
+from collections.abc import Callable
 from copy import deepcopy
 from typing import Any, overload
 
 import attrs
 from torch import Tensor, nn
 
+from bridge._convert_registry import back_of
 from bridge._module import Group, Module
-from bridge._opaque import Opaque
+from bridge._opaque import Opaque, carry
+from bridge._pure_function import give_function
 from purenn.errors import BridgeError
 from purenn.tree._applies import is_stateful
+from purenn.tree._checks import a_or_an
 from purenn.tree._fields import BUFFER, PARAMETER, is_container, spec_of
 from purenn.tree._ties import aliases_of, untie
 from purenn.tree._walk import is_trainable, walk
 
+Function = Callable[..., Any] | None
+
 
 @overload
-def to_module(p: Opaque, *, copy: bool = False) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
+def to_module(p: Opaque, fn: Function = None, *, copy: bool = False) -> nn.Module: ...  # pyright: ignore[reportOverlappingOverload]
 @overload
-def to_module(p: Any, *, copy: bool = False) -> Module: ...
-def to_module(p: Any, *, copy: bool = False) -> nn.Module:
+def to_module(p: Any, fn: None = None, *, copy: bool = False) -> Module: ...
+@overload
+def to_module(p: Any, fn: Callable[..., Any], *, copy: bool = False) -> Any: ...
+def to_module(p: Any, fn: Function = None, *, copy: bool = False) -> nn.Module:
     """Carry a container by a stateful `nn.Module` that runs the same function.
 
     Hooks fire on every inner layer, ``state_dict`` keys are the leaves' paths, and everything that works on modules
@@ -27,28 +35,42 @@ def to_module(p: Any, *, copy: bool = False) -> nn.Module:
     Frozen leaves have ``requires_grad=False``; tied leaves are one shared parameter.
 
     Args:
-        p: a container to which a function is bound.
+        p: a container, or with `fn` any tuple or dict of containers and tensors.
+        fn: the function to run, ``fn(p, *args)``, in the place of the one that is bound to the container's class. It is
+            given the module in the place of the container, and may pass that, or a part of it, to layers' functions as
+            well as to `pn.vmap`, `pn.grad` and the other transformations: ``fn=pn.vmap(linear, (0, None))`` runs an
+            ensemble. As for bound functions, options `train` and `key` are filled in if it has them, and if `p` is
+            stateful it must return ``(y, p_new)``.
         copy: whether to copy the tensors. By default parameters and buffers share storage with the container's leaves,
             so an optimiser of the module writes into those too.
 
     Returns:
         The module, in training mode. An opaque container, made by `from_module` of someone else's module, becomes a
-        module of the original class, also within other containers.
+        module of the original class, also within other containers; so does one for which `register_conversion` knows
+        the way back.
 
     Raises:
         BridgeError: `p` is no container, or a part of it cannot be a part of a module.
 
     Example:
         >>> import torch, bridge, purenn as pn
-        >>> from purenn.layers import Linear
+        >>> from purenn.layers import Linear, linear
         >>> m = bridge.to_module(Linear.init(pn.random.key(0), 3, 2))
         >>> list(m.state_dict())
         ['weight', 'bias']
+        >>> models = pn.ensemble(Linear.init)(pn.random.split(pn.random.key(0), 5), 3, 2)
+        >>> bridge.to_module(models, pn.vmap(linear, (0, None)))(torch.ones(4, 3)).shape
+        torch.Size([5, 4, 2])
     """
-    if not is_container(p):
+    if not is_container(p) and not (fn is not None and type(p) in (tuple, list, dict)):
         hint = " It is a module already." if isinstance(p, nn.Module) else ""
         raise BridgeError(f"to_module takes a container, got {type(p).__name__}.{hint}")
-    return _Builder(copy).module(p, PARAMETER, "")
+    builder = _Builder(copy)
+    if not is_container(p):
+        assert fn is not None
+        return give_function(builder.group(p, PARAMETER, "", "", frozenset()), p, fn)
+    made = builder.module(p, PARAMETER, "", with_function=fn is not None)
+    return made if fn is None else give_function(made, p, fn)
 
 
 @attrs.define
@@ -56,27 +78,60 @@ class _Builder:
     copy: bool
     seen: set[int] = attrs.Factory(set)
 
-    def module(self, p: Any, kind: str, path: str) -> nn.Module:
+    def module(self, p: Any, kind: str, path: str, *, with_function: bool = False) -> nn.Module:
         if isinstance(p, Opaque):
             return self.foreign(p, kind)
         tied = p._marks is not None and p._marks.tied
         aliases = aliases_of(p) if tied else {}
-        spec = spec_of(p)
-        assert spec is not None
-        made = Module(type(p), is_stateful(p), aliases)
         frozen = frozenset() if p._marks is None else p._marks.frozen
         whole = untie(p) if tied else p
+        back = None if with_function else back_of(p)
+        if back is not None:
+            made = self.by_conversion(back, whole, kind, path, frozen)
+        else:
+            made = self.carrier(whole, kind, path, frozen, aliases, is_stateful(p))
+        for alias, leaf in aliases.items():
+            *parent, last = alias.split(".")
+            made.get_submodule(".".join(parent)).register_parameter(last, made.get_parameter(leaf))
+        return made
+
+    def carrier(
+        self, p: Any, kind: str, path: str, frozen: frozenset[str], aliases: dict[str, str], stateful: bool
+    ) -> nn.Module:
+        """The module that runs the container's function."""
+        spec = spec_of(p)
+        assert spec is not None
+        own = {leaf.path: leaf.kind == PARAMETER and _is_float(value) for leaf, value in walk(p)} if frozen else {}
+        shown = frozenset([path for path in frozen if own.get(path)])
+        made = Module(type(p), stateful, aliases, frozen - shown)
         for name in spec.dynamic:
             _refuse_taken(made, name, type(p).__name__)
             below = BUFFER if BUFFER in (kind, spec.kinds[name]) else PARAMETER
-            self.put(made, name, getattr(whole, name), below, _join(path, name), name, frozen)
+            self.put(made, name, getattr(p, name), below, _join(path, name), name, frozen)
         for name in spec.static:
             _refuse_taken(made, name, type(p).__name__)
             # Past nn.Module's own __setattr__: a static field is never a child, even if it is a module without tensors.
             object.__setattr__(made, name, getattr(p, name))
-        for alias, leaf in aliases.items():
-            *parent, last = alias.split(".")
-            made.get_submodule(".".join(parent)).register_parameter(last, made.get_parameter(leaf))
+        return made
+
+    def by_conversion(
+        self, back: Callable[..., Any], p: Any, kind: str, path: str, frozen: frozenset[str]
+    ) -> nn.Module:
+        """The module that a registered conversion makes."""
+        spec = spec_of(p)
+        assert spec is not None
+        held = nn.Module()
+
+        def part(name: str) -> Any:
+            below = BUFFER if BUFFER in (kind, spec.kinds[name]) else PARAMETER
+            self.put(held, name, getattr(p, name), below, _join(path, name), name, frozen)
+            return getattr(held, name)
+
+        made = back(p, part)
+        if not isinstance(made, nn.Module):
+            raise BridgeError(
+                f"to_module: what is registered for {type(p).__name__} returned {a_or_an(made)}, expected a module."
+            )
         return made
 
     def foreign(self, p: Opaque, kind: str) -> nn.Module:
@@ -93,7 +148,8 @@ class _Builder:
             setattr(owner, last, nn.Parameter(tensor, requires_grad=trained) if is_parameter else tensor)
         for alias, leaf in aliases.items():
             *parent, last = alias.split(".")
-            setattr(made.get_submodule(".".join(parent)), last, made.get_parameter(leaf))
+            owner = made.get_submodule(".".join(parent))
+            setattr(owner, last, made.get_parameter(leaf) if last in owner._parameters else made.get_buffer(leaf))
         return made.train()
 
     def put(
@@ -105,12 +161,13 @@ class _Builder:
             if kind == BUFFER:
                 owner.register_buffer(name, tensor)
             else:
-                trained = local not in frozen and (tensor.is_floating_point() or tensor.is_complex())
+                trained = local not in frozen and _is_float(tensor)
                 owner.register_parameter(name, nn.Parameter(tensor, requires_grad=trained))
         elif value is None:
             (owner.register_buffer if kind == BUFFER else owner.register_parameter)(name, None)
         elif is_container(value):
-            owner.add_module(name, self.module(value, kind, path))
+            made = self.module(value, kind, path)
+            owner.add_module(name, made if isinstance(made, Module) else carry(made, type(value), is_stateful(value)))
         elif type(value) in (tuple, list, dict):
             owner.add_module(name, self.group(value, kind, path, local, frozen))
         elif isinstance(value, (bool, int, float, complex)):
@@ -146,6 +203,10 @@ class _Builder:
 
 def _join(path: str, name: Any) -> str:
     return f"{path}.{name}" if path else str(name)
+
+
+def _is_float(value: Any) -> bool:
+    return isinstance(value, Tensor) and (value.is_floating_point() or value.is_complex())
 
 
 def _refuse_taken(module: nn.Module, name: str, owner: str) -> None:

@@ -12,8 +12,7 @@ from torch.nn.utils import parametrizations
 
 import bridge
 import purenn as pn
-from purenn.errors import BridgeError, ContainerError
-from purenn.layers import Linear, linear
+from purenn.errors import BridgeError
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +169,7 @@ def test_shared_submodules(device: torch.device) -> None:
     norm = nn.BatchNorm1d(3)
     twice = nn.Sequential(norm, nn.Sequential(nn.Tanh(), norm)).to(device, torch.float64).eval()
     assert reasons(twice) == {"": "'0' and '1' share a BatchNorm1d, whose buffers change in each of them"}
-    assert torch.equal(bridge.convert(twice)(x), twice(x))
+    assert torch.equal(bridge.convert(twice)(x)[0], twice(x))
 
 
 # What stays opaque.
@@ -275,62 +274,6 @@ def test_opaque_parts_run_as_they_did(device: torch.device) -> None:
     assert table(torch.tensor([1], device=device)).shape == (1, 2)
 
 
-# Registered conversions.
-
-
-class Residual(nn.Module):
-    """A module that its author has a container for."""
-
-    def __init__(self, body: nn.Module, *more: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-        self.more = nn.ModuleList(more)
-        self.last = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
-@pn.container
-class PureResidual(pn.Layer):
-    body: Linear
-    more: tuple[Linear, ...]
-    last: Linear | None
-
-
-@pn.applies(PureResidual)
-def residual(p: PureResidual, x: Tensor) -> Tensor:
-    return x + linear(p.body, x)
-
-
-def pure(module: Residual, part: Any) -> Any:
-    if len(module.more) > 2:
-        raise BridgeError("there are more than two more")
-    if len(module.more) > 1:
-        return module.body.weight
-    return PureResidual(part("body"), part("more"), part("last"))
-
-
-def test_registered_conversion(device: torch.device) -> None:
-    """A registered class is native wherever it is, with its parts converted, tied and frozen."""
-    bridge.register_conversion(Residual, to=pure)
-    body = nn.Linear(3, 3)
-    module = nn.Sequential(Residual(body), Residual(nn.Linear(3, 3), body)).to(device, torch.float64)
-    body.bias.requires_grad_(False)
-    p, x = bridge.convert(module), randn(device, 2, 3)
-    assert torch.equal(p(x), module(x))
-    assert isinstance(p[0], PureResidual)
-    assert p[1].more[0].weight == pn.tree.Alias("layers.0.body.weight")
-    assert [row.path for row in bridge.report(module).rows] == ["", "0", "0.body", "1", "1.body", "1.more.0"]
-    assert reasons(Residual(Doubled(3, 3))) == {"": "its part 'body' is or has an opaque Doubled, expected Linear"}
-    assert reasons(Residual(body, body, body, body)) == {"": "there are more than two more"}
-    with pytest.raises(ContainerError) as error:
-        bridge.convert(nn.Sequential(nn.Tanh(), Residual(body, body, body)))
-    assert str(error.value) == (
-        "convert: what is registered for Residual returned a Parameter for '1', expected a container."
-    )
-
-
 # The report.
 
 
@@ -374,20 +317,24 @@ def test_errors() -> None:
     assert text_of(lambda: bridge.convert(3)) == "convert takes a module, got int."
     assert text_of(lambda: bridge.report(p)) == "report takes a module, got Tanh. It is a container already."
     assert text_of(lambda: bridge.convert(nn.Sequential(nn.LazyLinear(3)))) == (
-        "convert: '0' (LazyLinear) is lazy and has no parameters yet: call the module once on an example input first."
+        "convert: '0' (LazyLinear) is lazy and has no parameters yet: call the module once on an example input first, "
+        "or give one: convert(module, example=(x,))."
     )
     assert text_of(lambda: bridge.report(nn.LazyBatchNorm1d())) == (
         "report: the module (LazyBatchNorm1d) is lazy and has no parameters yet: call the module once on an example "
-        "input first."
+        "input first, or give one: report(module, example=(x,))."
     )
     layer = nn.Linear(2, 2)
     assert text_of(lambda: bridge.convert(nn.ModuleList([nn.Sequential(layer), layer]))) == (
         "convert: '0.layers.0.weight' and '1.weight' are one tensor, but only a container can hold a tie: convert the "
         "members together, as torch.nn.Sequential(*members), or register a conversion for what holds them."
     )
-    assert text_of(lambda: bridge.register_conversion(layer, to=pure)) == (
+    assert text_of(lambda: bridge.register_conversion(layer, to=bridge.convert)) == (
         "register_conversion takes a module class, got a Linear."
     )
     assert text_of(lambda: bridge.register_conversion(Mixed, to=3)) == (
         "register_conversion: to must be a function of a module and its parts, got an int."
+    )
+    assert text_of(lambda: bridge.register_conversion(Mixed, to=bridge.convert, back=3)) == (
+        "register_conversion: back must be a function of a container and its parts, got an int."
     )

@@ -63,19 +63,22 @@ def test_opaque_container(device: torch.device) -> None:
     assert pn.tree.count(p, trainable=True) == sum(q.numel() for q in module.parameters() if q.requires_grad)
     assert torch.equal(getattr(p.body, "0").weight, module.body[0].weight)
     assert repr(p).startswith("opaque Foreign(shift=f64[4]\n  (body): opaque Sequential(")
+    assert [pn.is_stateful(part) for part in (p, p.body, p.head)] == [True, True, False]
 
 
 def test_opaque_values_and_gradients(device: torch.device) -> None:
     """Applied purely, it gives the module's outputs and gradients; parts can be applied alone."""
     module, x = foreign(device), torch.randn(5, 4, dtype=torch.float64, device=device)
     p = bridge.from_module(module)
-    assert torch.equal(p(x, extra=1.0), module(x, extra=1.0))
-    assert torch.equal(p.body(x), module.body(x))
+    y, new = p(x, extra=1.0)
+    assert torch.equal(y, module(x, extra=1.0))
+    assert pn.tree.equal(new, p)
+    assert torch.equal(p.body(x)[0], module.body(x))
     module(x).square().sum().backward()
-    grads = pn.grad(lambda p: p(x).square().sum())(p)
+    grads = pn.grad(lambda p: p(x)[0].square().sum())(p)
     for path, gradient in pn.tree.named_leaves(grads):
         torch.testing.assert_close(gradient, module.get_parameter(path).grad, rtol=0, atol=1e-12)
-    rows = pn.vmap(pn.grad(lambda p, row: p(row[None]).square().sum()), (None, 0))(p, x)
+    rows = pn.vmap(pn.grad(lambda p, row: p(row[None])[0].square().sum()), (None, 0))(p, x)
     summed = pn.tree.map(lambda leaf: leaf.sum(0), rows)
     assert pn.tree.allclose(summed, grads, rtol=0, atol=1e-10)
 
@@ -90,7 +93,7 @@ def test_opaque_leaves_the_module_alone(device: torch.device) -> None:
         p(x[:, :2])
     assert module.training
     assert all(torch.equal(value, before[name]) for name, value in module.state_dict().items())
-    assert torch.equal(p(x), module.eval()(x))
+    assert torch.equal(p(x)[0], module.eval()(x))
 
 
 def test_opaque_ensemble(device: torch.device) -> None:
@@ -100,7 +103,7 @@ def test_opaque_ensemble(device: torch.device) -> None:
     with torch.no_grad():
         modules[1].head.bias.add_(1)
     stacked = pn.tree.stack([bridge.from_module(m) for m in modules])
-    both = pn.vmap(lambda p, x: p(x), (0, None))(stacked, x)
+    both = pn.vmap(lambda p, x: p(x)[0], (0, None))(stacked, x)
     torch.testing.assert_close(both, torch.stack([m(x) for m in modules]), rtol=0, atol=1e-12)
     with pytest.raises(pn.errors.StructureError):
         pn.tree.stack([bridge.from_module(foreign(device)), bridge.from_module(foreign(device, scale=3.0))])
@@ -110,13 +113,13 @@ def test_opaque_is_an_immutable_tree(device: torch.device) -> None:
     """replace, partition, freeze, select, save, copy and pickle work on it."""
     p, x = bridge.from_module(foreign(device)), torch.randn(2, 4, dtype=torch.float64, device=device)
     moved = pn.replace(p, shift=p.shift + 1)
-    torch.testing.assert_close(moved(x), p(x) + 1)
+    torch.testing.assert_close(moved(x)[0], p(x)[0] + 1)
     assert pn.tree.equal(pn.tree.combine(*pn.tree.partition(p)), p)
     assert pn.tree.count(pn.tree.freeze(p), trainable=True) == 0
     zeroed = pn.tree.select(p).paths("head.bias").apply(torch.zeros_like)
-    torch.testing.assert_close(zeroed(x), p(x) - 2 * p.head.bias)
-    assert torch.equal(copy.deepcopy(p)(x), p(x))
-    assert torch.equal(pickle.loads(pickle.dumps(p.body))(x), p.body(x))
+    torch.testing.assert_close(zeroed(x)[0], p(x)[0] - 2 * p.head.bias)
+    assert torch.equal(copy.deepcopy(p)(x)[0], p(x)[0])
+    assert torch.equal(pickle.loads(pickle.dumps(p.body))(x)[0], p.body(x)[0])
     with pytest.raises(AttributeError, match="containers are immutable"):
         p.shift = 1
     with pytest.raises(ContainerError) as error:
@@ -140,15 +143,16 @@ def test_shared_submodule(device: torch.device) -> None:
     assert torch.equal(layer.weight, before)
 
 
-class Counting(nn.Module):
-    """Writes into its buffer even in evaluation mode."""
+class Hidden(nn.Module):
+    """Writes into its buffer by a way that its code does not show."""
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("calls", torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        self.calls += 1
+        own = self.calls
+        own += 1
         return x
 
 
@@ -161,16 +165,17 @@ def test_errors(device: torch.device) -> None:
         return str(error.value)
 
     assert text_of(lambda: bridge.from_module(3)) == "from_module takes a module, got int."
-    p = bridge.from_module(Counting().to(device))
+    p = bridge.from_module(Hidden().to(device))
     assert text_of(lambda: p(torch.ones(1, device=device))) == (
-        "from_module: Counting writes into its buffer 'calls' in evaluation mode, and the new value would be lost: "
-        "build it from purenn.layers, whose stateful layers return their new buffers."
+        "from_module: Hidden writes into its parameters or buffers, which was not to be seen from its code, and the "
+        "new values would be lost: make the container by from_module(module, stateful=True), and applying it returns "
+        "them, or by stateful=False to do without them."
     )
     assert p.calls == 0
     lazy = nn.Sequential(nn.LazyLinear(3))
     assert text_of(lambda: bridge.from_module(lazy)) == (
         "from_module: '0' (LazyLinear) is lazy and has no parameters yet: call the module once on an example input "
-        "first."
+        "first, or give one: from_module(module, example=(x,))."
     )
 
 
@@ -185,7 +190,7 @@ def test_opaque_containers_become_modules_again(device: torch.device) -> None:
     assert list(again.state_dict()) == list(module.state_dict())
     assert pn.tree.equal(bridge.from_module(again), p)
     x = torch.linspace(-1, 1, 24, dtype=torch.float64, device=device).reshape(6, 4)
-    assert torch.equal(again.eval()(x), p(x))
+    assert torch.equal(again.eval()(x), p(x)[0])
     # The container is not touched by what happens to the module.
     before = pn.tree.map(torch.clone, p)
     again.train()(x).square().sum().backward()
@@ -204,7 +209,7 @@ def test_opaque_parts_of_modules(device: torch.device) -> None:
     x = torch.linspace(-1, 1, 24, dtype=torch.float64, device=device).reshape(6, 4)
     called = []
     m.layers[1].register_forward_hook(lambda module, inputs, output: called.append(type(module)))
-    torch.testing.assert_close(m(x), p(x), rtol=0, atol=1e-14)
+    torch.testing.assert_close(m(x), p(x)[0], rtol=0, atol=1e-14)
     assert called == [Foreign]
     m.train()
     m(x)

@@ -1,0 +1,117 @@
+"""Recurrent layers while a module runs purely: torch's kernels where they can, the formulas elsewhere."""
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+
+from bridge._pure_context import Context, Handler
+from purenn import layers
+from purenn._modes import is_plain
+
+_compiled: Any = torch._C
+_torch = _compiled._VariableFunctions
+_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def _sequences(name: str) -> Handler:
+    layer = {"lstm": layers.lstm, "gru": layers.gru}.get(name, layers.rnn)
+    kernel = getattr(_torch, name)
+
+    def run(context: Context, input: Tensor, *rest: Any) -> Any:
+        # Packed sequences come with the sizes of their batches in front, others with `batch_first` at the end.
+        packed = not isinstance(rest[2], bool)
+        sizes, tail = (rest[:1], ()) if packed else ((), rest[7:])
+        hx, weights, biased, number, dropout, train, bidirectional = rest[1:] if packed else rest[:7]
+        key = context.next_key() if train and dropout else None
+        if is_plain() and forward_ad._current_level < 0 and key is None:
+            # With dropout the kernels would draw numbers of their own.
+            return kernel(input, *sizes, hx, weights, biased, number, 0.0, train, bidirectional, *tail)
+        p = _container(name, weights, biased, number, dropout, bidirectional, bool(tail and tail[0]))
+        state = tuple(hx) if name == "lstm" else hx
+        if packed:
+            order = _Packing(*sizes)
+            y, last = layer(p, order.padded(input), state, lengths=order.lengths, key=key)
+            y = order.packed(y)
+        else:
+            y, last = layer(p, input, state, key=key)
+        return (y, *last) if name == "lstm" else (y, last)
+
+    return run
+
+
+def _container(
+    name: str, weights: Sequence[Tensor], biased: bool, number: int, dropout: float, bidirectional: bool, first: bool
+) -> Any:
+    """What the layer's function reads, by the names that torch's modules have for it."""
+    places = [f"_l{layer}{end}" for layer in range(number) for end in (("", "_reverse") if bidirectional else ("",))]
+    each = len(weights) // len(places)
+    parts = _PARTS if biased else _PARTS[:2]
+    projects = each > len(parts)
+    parts = (*parts, "weight_hr") if projects else parts
+    tensors = {
+        f"{part}{place}": weights[n * each + k] for n, place in enumerate(places) for k, part in enumerate(parts)
+    }
+    gates = {"lstm": 4, "gru": 3}.get(name, 1)
+    return SimpleNamespace(
+        **tensors,
+        bias=biased,
+        num_layers=number,
+        bidirectional=bidirectional,
+        batch_first=first,
+        dropout=dropout,
+        hidden_size=weights[0].shape[0] // gates,
+        proj_size=tensors["weight_hr_l0"].shape[0] if projects else 0,
+        nonlinearity=name.removeprefix("rnn_"),
+    )
+
+
+class _Packing:
+    """Which element of a padded batch of sequences is which row of a packed one."""
+
+    def __init__(self, batch_sizes: Tensor) -> None:
+        sizes = batch_sizes.tolist()
+        steps, batch = torch.arange(len(sizes)).unsqueeze(-1), torch.arange(sizes[0])
+        valid = batch < batch_sizes.unsqueeze(-1)
+        starts = torch.cat([batch_sizes.new_zeros(1), batch_sizes.cumsum(0)[:-1]]).unsqueeze(-1)
+        self.rows = torch.where(valid, starts + batch, 0)
+        self.lengths = valid.sum(0)
+        self.places = (steps * sizes[0] + batch)[valid]
+
+    def padded(self, rows: Tensor) -> Tensor:
+        """``[length, batch, features]`` from packed rows; what fills up shorter sequences does not matter."""
+        return rows[self.rows.to(rows.device)]
+
+    def packed(self, x: Tensor) -> Tensor:
+        """The rows of what is ``[length, batch, features]``."""
+        return x.flatten(0, 1)[self.places.to(x.device)]
+
+
+def _cell(name: str) -> Handler:
+    kind = name.removesuffix("_cell")
+    layer = {"lstm": layers.lstm_cell, "gru": layers.gru_cell}.get(kind, layers.rnn_cell)
+    kernel = getattr(_torch, name)
+
+    def run(context: Context, input: Tensor, hx: Any, *weights: Tensor | None) -> Any:
+        if is_plain() and forward_ad._current_level < 0:
+            return kernel(input, hx, *weights)
+        given: dict[str, Any] = dict(zip(_PARTS, (*weights, None, None), strict=False))
+        p = SimpleNamespace(
+            **given,
+            bias=given["bias_ih"] is not None,
+            hidden_size=given["weight_hh"].shape[-1],
+            input_size=given["weight_ih"].shape[-1],
+            nonlinearity=kind.removeprefix("rnn_"),
+        )
+        return layer(p, input, tuple(hx) if kind == "lstm" else hx)
+
+    return run
+
+
+HANDLERS: dict[Any, Handler] = {
+    **{getattr(_torch, name): _sequences(name) for name in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
+    **{getattr(_torch, f"{name}_cell"): _cell(f"{name}_cell") for name in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
+}

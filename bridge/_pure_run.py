@@ -1,0 +1,143 @@
+"""Running a module's own code on the tensors of a container, without touching either."""
+
+import contextlib
+from typing import Any
+
+from torch import Tensor
+
+from bridge._pure_autograd import APPLY
+from bridge._pure_mode import Pure
+from bridge._pure_replaced import replaced, replacing
+from bridge._pure_template import Copy, Place
+from bridge._pure_writes import Writes
+from purenn._modes import is_plain
+from purenn.errors import BridgeError
+from purenn.tree._ties import resolved, tie_like
+
+New = dict[str, Any]
+
+replacing(APPLY)
+
+
+def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor | None) -> tuple[Any, Any]:
+    """The module's output, and the container with the buffers that it has afterwards.
+
+    Args:
+        p: an opaque container, without ties of its own.
+        args: positional arguments of the module.
+        kwargs: keyword arguments of the module.
+        train: whether the module runs in training mode.
+        key: the key of everything that is drawn, or None.
+    """
+    template, place = p._skeleton.template, p._skeleton.place
+    copy = template.take()
+    try:
+        mounted = _Mounted(copy, train)
+        mounted.put(p, place)
+        mounted.protect((args, kwargs))
+        for made in mounted.writes.copies:
+            del mounted.writes.protected[made]
+        paths = {id(copy.modules[i]): path for i, path in mounted.paths.items()}
+        with replaced(paths) if not is_plain() else contextlib.nullcontext(), Pure(mounted.writes, key, paths):
+            out = copy.modules[place.index](*args, **kwargs)
+        if mounted.writes.newest:
+            out = mounted.writes.renewed(out)
+        return out, mounted.renewed(p, place)
+    finally:
+        copy.clear()
+        template.give_back(copy)
+
+
+class _Mounted:
+    """The tensors of a container in a copy of its module."""
+
+    def __init__(self, copy: Copy, train: bool) -> None:
+        self.copy = copy
+        self.train = train
+        self.writes = Writes()
+        self.paths: dict[int, str] = {}
+        #: Of every module by its number: its node, and its tensors as they were put in.
+        self.nodes: dict[int, tuple[Any, New]] = {}
+        self.versions: dict[int, int] = {}
+        self.copies: dict[int, Tensor] = {}
+
+    def put(self, node: Any, place: Place, path: str = "") -> None:
+        """Put the tensors of a node and of all below it into their modules."""
+        if node._skeleton.place is not place and node._skeleton.place.signature != place.signature:
+            raise BridgeError(
+                f"from_module: '{path}' is the container of a {node._skeleton}, but the module's code is written for "
+                f"another there. Containers can change places only if their modules are equally built."
+            )
+        node = resolved(node)
+        children = node._children
+        if place.index in self.paths:
+            self._require_same(children, place, path)
+            return
+        self.paths[place.index] = path
+        parameters = {name: children[name] for name in place.parameters}
+        buffers = {name: self._buffer(children[name], name, place) for name in place.buffers}
+        installed = {**parameters, **buffers}
+        self.nodes[place.index] = node, installed
+        self.copy.mount(place, parameters, buffers, self.train)
+        self.writes.homes.append((parameters, buffers))
+        self.writes.protected.update({id(tensor): tensor for tensor in installed.values()})
+        for name, child in place.children.items():
+            self.put(children[name], child, f"{path}.{name}" if path else name)
+
+    def _buffer(self, tensor: Tensor | None, name: str, place: Place) -> Tensor | None:
+        # What the code may write into is copied, so that kernels and views can do so; shared buffers stay shared.
+        written = place.written
+        if tensor is None or not (name in written.always or (self.train and name in written.in_training)):
+            return tensor
+        if id(tensor) not in self.copies:
+            made = self.copies[id(tensor)] = tensor.clone()
+            self.writes.copies[id(made)] = made
+            self.versions[id(made)] = -1 if made.is_inference() else made._version
+        return self.copies[id(tensor)]
+
+    def _require_same(self, children: dict[str, Any], place: Place, path: str) -> None:
+        first = self.nodes[place.index][0]._children
+        for name in (*place.parameters, *place.buffers):
+            if children[name] is not first[name]:
+                raise BridgeError(
+                    f"from_module: '{path}' and '{self.paths[place.index]}' are one submodule that is used twice, so "
+                    f"they must have the same '{name}': leave them tied."
+                )
+
+    def protect(self, value: Any) -> None:
+        """Note the caller's arguments, which must not be written into."""
+        if isinstance(value, Tensor):
+            self.writes.protected[id(value)] = value
+        elif isinstance(value, (tuple, list)):
+            for item in value:
+                self.protect(item)
+        elif isinstance(value, dict):
+            for item in value.values():
+                self.protect(item)
+
+    def renewed(self, node: Any, place: Place) -> Any:
+        """The node with what its modules hold now."""
+        resolved_node, installed = self.nodes[place.index]
+        module = self.copy.modules[place.index]
+        changes: dict[str, Any] = {}
+        for now in (module.__dict__["_parameters"], module.__dict__["_buffers"]):
+            for name, before in installed.items():
+                if name in now and self._is_new(before, now[name]):
+                    changes[name] = None if now[name] is None else self.writes.latest(now[name]).detach()
+        for name, child in place.children.items():
+            below = node._children[name]
+            new = self.renewed(below, child)
+            if new is not below:
+                changes[name] = new
+        if not changes:
+            return node
+        made = node.with_children({**resolved_node._children, **changes})
+        return tie_like(made, node) if node._marks is not None and node._marks.tied else made
+
+    def _is_new(self, before: Tensor | None, now: Tensor | None) -> bool:
+        if before is not now or before is None:
+            return before is not now
+        if id(before) in self.writes.newest or id(before) in self.writes.touched:
+            return True
+        version = self.versions.get(id(before))
+        return version is not None and (version < 0 or before._version != version)

@@ -1,0 +1,191 @@
+"""What `torch.func` refuses, within an opaque container."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pack_padded_sequence
+
+import bridge
+import purenn as pn
+from purenn.errors import BatchingError, GradientError
+
+DOUBLE = torch.float64
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.manual_seed(0)
+
+
+def randn(device: torch.device, *shape: int) -> Tensor:
+    return torch.randn(shape, dtype=DOUBLE, device=device)
+
+
+class Exponential(torch.autograd.Function):
+    """Without setup_context; saves an input, an output and an intermediate value."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> tuple[Tensor, Tensor]:
+        y = x.exp()
+        ctx.factor = factor
+        ctx.twice = 2 * y
+        ctx.save_for_backward(x, y)
+        return factor * y, (x > 0).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None]:
+        x, y = ctx.saved_tensors
+        return gradient * (ctx.twice - y) * ctx.factor + 0 * x, None
+
+
+class WithFunction(nn.Module):
+    def __init__(self, function: Any) -> None:
+        super().__init__()
+        self.weight, self.function = nn.Parameter(torch.ones(3, dtype=DOUBLE)), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function.apply(x * self.weight, 3.0)[0]
+
+
+def test_autograd_functions(device: torch.device) -> None:
+    """One of the old form, without setup_context, is batched and differentiated by its own backward."""
+    module = WithFunction(Exponential).to(device)
+    p, x = bridge.from_module(module), randn(device, 4, 3)
+    found = pn.vmap(pn.grad(lambda p, x: p(x).sum()), (None, 0))(p, x).weight
+    torch.testing.assert_close(found, 3 * x * x.exp(), rtol=0, atol=1e-12)
+
+
+class Numpy(torch.autograd.Function):
+    """Computes where no transformation can follow."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> tuple[Tensor]:
+        return (torch.from_numpy(x.detach().cpu().numpy() * factor),)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient, None
+
+
+def test_autograd_functions_without_a_rule() -> None:
+    """If its forward cannot be batched, the error names function and module."""
+    p = bridge.from_module(nn.Sequential(nn.Tanh(), WithFunction(Numpy)))
+    with pytest.raises(GradientError) as error:
+        pn.vmap(lambda x: p(x))(torch.ones(2, 3, dtype=DOUBLE))
+    text = str(error.value)
+    assert text.startswith("'1' (WithFunction): the autograd.Function Numpy has no setup_context, and no derivative")
+    assert text.endswith("Write its forward without ctx, and a staticmethod setup_context.")
+
+
+def test_packed_sequences(device: torch.device) -> None:
+    """A recurrent module takes packed sequences, also within transformations."""
+    module = nn.LSTM(3, 4, 2, bidirectional=True).to(device, DOUBLE)
+    p, x = bridge.from_module(module), randn(device, 5, 3, 3)
+    lengths = torch.tensor([2, 5, 3])
+
+    def run(f: Callable[..., Any], x: Tensor) -> Tensor:
+        y, (h, c) = f(pack_padded_sequence(x, lengths, enforce_sorted=False))
+        return torch.cat([part.flatten() for part in (y.data, h, c)])
+
+    torch.testing.assert_close(run(p, x), run(module, x), rtol=0, atol=1e-12)
+    module.zero_grad()
+    run(module, x).square().sum().backward()
+    found = torch.func.grad(lambda p: run(p, x).square().sum())(p)
+    for name, parameter in module.named_parameters():
+        torch.testing.assert_close(getattr(found, name), parameter.grad, rtol=0, atol=1e-10)
+
+
+class Branching(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x if x.sum() > 0 else -x
+
+
+def test_questions(device: torch.device) -> None:
+    """Code that branches on a value is refused under vmap, with the module's name, and runs elsewhere."""
+    p, x = bridge.from_module(nn.Sequential(nn.Tanh(), Branching())), randn(device, 2, 3)
+    assert torch.equal(p(x), x.tanh() * x.tanh().sum().sign())
+    torch.func.grad(lambda x: p(x).sum())(x)
+    with pytest.raises(BatchingError) as error:
+        pn.vmap(lambda x: p(x))(x)
+    assert str(error.value) == (
+        "'1' (Branching) looks at the value of a tensor by bool(), but under vmap a tensor stands for many values and "
+        "while tracing for none. Compute both cases and choose with torch.where; for a helper of a library that only "
+        "takes a short cut, see bridge.register_helper."
+    )
+
+
+def skips(mask: Tensor) -> bool:
+    """A library's helper."""
+    return bool(mask.all())
+
+
+class Masked(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        return x if skips(mask) else torch.where(mask, x, 0)
+
+
+def test_helpers(device: torch.device) -> None:
+    """A registered helper is told in transformations that it is traced, and is itself elsewhere and afterwards."""
+    original = skips
+    bridge.register_helper(f"{__name__}.skips", traced=lambda mask: False)
+    p, x = bridge.from_module(Masked()), randn(device, 2, 3)
+    masks = torch.tensor([[True, False, True], [True, True, True]], device=device)
+    assert torch.equal(pn.vmap(lambda x, mask: p(x, mask))(x, masks), torch.where(masks, x, 0))
+    assert skips is original
+    assert torch.equal(p(x, masks), torch.where(masks, x, 0))
+
+
+def test_jit(device: torch.device) -> None:
+    """A jitted training step of an opaque container is the step in eager."""
+    module = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4), nn.Dropout(0.5), nn.Tanh()).to(device, DOUBLE)
+    p, x, key = bridge.from_module(module), randn(device, 5, 4), pn.random.key(0, device)
+
+    def step(p: Any, x: Tensor, key: Tensor) -> Any:
+        def loss(p: Any) -> tuple[Tensor, Any]:
+            y, new = p(x, train=True, key=key)
+            return y.square().sum(), new
+
+        return pn.grad(loss, has_aux=True)(p)
+
+    for found, expected in zip(pn.jit(step)(p, x, key), step(p, x, key), strict=True):
+        assert pn.tree.allclose(found, expected, rtol=0, atol=1e-10)
+
+
+class Selecting(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x[x > 0].sum() + x.nonzero().sum()
+
+
+def test_shapes_that_depend_on_values(device: torch.device) -> None:
+    """So is code whose shapes depend on values."""
+    p, x = bridge.from_module(nn.Sequential(nn.Tanh(), Selecting())), randn(device, 2, 3)
+    assert torch.equal(p(x), Selecting()(x.tanh()))
+    with pytest.raises(BatchingError) as error:
+        pn.vmap(lambda x: p(x))(x)
+    assert str(error.value) == (
+        "'1' (Selecting) calls __getitem__, whose result has a shape that depends on the values of a tensor, or which "
+        "looks at them. Under vmap a tensor stands for many values: compute all cases and choose with torch.where."
+    )
+
+
+def test_casts_within(device: torch.device) -> None:
+    """A module that casts one of its parts while it runs does so to copies, batched as well."""
+
+    class Casting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.part = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            self.part = self.part.to(torch.float32)
+            return self.part(x.float()).to(x.dtype)
+
+    module, x = Casting().to(device, DOUBLE), randn(device, 4, 3)
+    p = bridge.from_module(module, stateful=False)
+    y = p(x)
+    assert module.part.weight.dtype == p.part.weight.dtype == DOUBLE
+    torch.testing.assert_close(pn.vmap(lambda x: p(x))(x), y, rtol=0, atol=1e-6)
+    torch.testing.assert_close(y, module(x), rtol=0, atol=1e-6)
