@@ -10,10 +10,12 @@ __all__ = [
     "BridgeError",
     "CheckpointError",
     "ContainerError",
+    "ConvergenceError",
     "DeviceError",
     "GradientError",
     "ImmutableError",
     "KeyReuseError",
+    "MissingExtraError",
     "MutationError",
     "NumericsError",
     "PathError",
@@ -83,12 +85,20 @@ class MutationError(PurennError, RuntimeError):
     """A pure function wrote into one of its arguments."""
 
 
+class MissingExtraError(PurennError, ImportError):
+    """A part of the library needs another library, which is not installed."""
+
+
 class KeyReuseError(PurennError, RuntimeError):
     """A random key was used twice while `purenn.random.strict` was active."""
 
 
 class NumericsError(PurennError, ArithmeticError):
     """A value is NaN or infinite."""
+
+
+class ConvergenceError(PurennError, ArithmeticError):
+    """An iteration has not reached its end within the steps allowed."""
 
 
 class BridgeError(PurennError, TypeError):

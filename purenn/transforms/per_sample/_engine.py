@@ -1,0 +1,155 @@
+"""From a loss and a batch to the parts of every parameter's per-example gradient."""
+
+import contextlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import optree
+import torch
+from torch import Tensor
+
+from purenn.errors import GradientError
+from purenn.random import strict
+from purenn.transforms._grad import value_and_grad
+from purenn.transforms._lean import outermost, reaches_others, wants_outer_graph
+from purenn.transforms._leaves import Argument, Problem, problem, scalar_output, tensors_in, versions
+from purenn.transforms._translate import refuse_writes, translated
+from purenn.transforms._vmap import vmap
+from purenn.transforms.per_sample import _attention, _contraction, _convolution, _embedding, _linear, _norm, _recurrent
+from purenn.transforms.per_sample._handle import EscapedError, Handle, Node
+from purenn.transforms.per_sample._joined import joined
+from purenn.transforms.per_sample._part import Budget, Materialised, Part
+from purenn.transforms.per_sample._pulled import Pulled
+from purenn.transforms.per_sample._tape import Tape, Watching
+from purenn.tree._watch import is_watched, watching
+
+NAME = "per_sample.record"
+#: Importing them has registered them.
+RULES = (_attention, _contraction, _convolution, _embedding, _linear, _norm, _recurrent)
+
+
+class Recorded(NamedTuple):
+    """The losses of some examples, and what is known of their gradients.
+
+    Attributes:
+        argument: the parameters, taken apart.
+        losses: ``[examples]``.
+        parts: for every differentiated leaf its per-example gradient; None if the losses do not depend on it.
+    """
+
+    argument: Argument
+    losses: Tensor
+    parts: list[Part | None]
+
+    @property
+    def named(self) -> list[tuple[str, Tensor, Part | None]]:
+        """Path, value and part of every differentiated leaf."""
+        leaves, chosen = self.argument.structure.leaves, self.argument.chosen
+        paths = [leaves[place].path for place in chosen]
+        return list(zip(paths, self.argument.values, self.parts, strict=True))
+
+    def squared_norms(self, budget: Budget) -> dict[str, Tensor]:
+        """The squared norm of each example's gradient, by leaf."""
+        zeros = torch.zeros_like(self.losses)
+        return {
+            path: zeros if part is None else part.squared_norms(budget).to(zeros.dtype).clamp_min(0)
+            for path, _, part in self.named
+        }
+
+    def leaves(self, of_part: Callable[[str, Part], Tensor], *lead: int) -> list[Tensor]:
+        """A tensor for every leaf: of its part, or zeros ``[*lead, *shape]`` if it has none."""
+        return [
+            value.new_zeros(*lead, *value.shape) if part is None else of_part(path, part).to(value.dtype)
+            for path, value, part in self.named
+        ]
+
+
+def run(fn: Callable[..., Tensor], p: Any, batch: tuple, in_dims: Any, keys: Tensor | None) -> Recorded:
+    """Record the loss of every example.
+
+    Args:
+        fn: the loss of one example, ``fn(p, *example)``.
+        p: the parameters.
+        batch: the arguments of all examples.
+        in_dims: their axes, as in `pn.vmap`.
+        keys: a key for every example, passed as ``key=``; None for none.
+    """
+    named = {} if keys is None else {"key": keys}
+    call = problem(NAME, fn, (p, *batch), named, 0)
+    (argument,) = call.arguments
+    is_real = not any(value.is_complex() for value in argument.values)
+    # Where somebody differentiates the result, or is in the middle of that, only the transformations themselves do.
+    if is_real and outermost() and not wants_outer_graph(call):
+        with contextlib.suppress(EscapedError):
+            recorded = _by_recording(call, argument, batch, in_dims, named)
+            if recorded is not None:
+                return recorded
+        # A function that has been run in vain uses its keys again, which is no fault of its own.
+        with strict(enabled=False):
+            return _by_transformations(call, argument, batch, in_dims, named)
+    return _by_transformations(call, argument, batch, in_dims, named)
+
+
+def _by_recording(call: Problem, argument: Argument, batch: tuple, in_dims: Any, named: dict) -> Recorded | None:
+    paths = [argument.structure.leaves[place].path for place in argument.chosen]
+    tape = Tape(paths, argument.values)
+    given = tensors_in(call.args)
+    before = versions(given)
+    model = argument.rebuilt([Handle(node) for node in tape.nodes])
+
+    def loss(*example: Any, **key: Any) -> Tensor:
+        tape.start(tensors_in((example, key)))
+        return scalar_output(NAME, call.fn(model, *example, **key))
+
+    with torch.enable_grad():
+        with translated(NAME), Watching(tape), _step_by_step():
+            losses = vmap(loss, in_dims)(*batch, **named)
+        refuse_writes(NAME, ["0 or the batch"] * len(given), before, versions(given))
+        if torch.is_grad_enabled() and reaches_others([losses], [node.live for node in tape.nodes]):
+            return None
+        tape.backward(losses.sum())
+    with torch.no_grad():
+        return Recorded(argument, losses.detach(), _parts(tape))
+
+
+def _step_by_step() -> contextlib.AbstractContextManager[None]:
+    # Under pn.jit a loop's body is a program of its own, in which nothing can be recorded, unless layers are watched.
+    return contextlib.nullcontext() if is_watched() else watching(lambda _, output: output)
+
+
+def _parts(tape: Tape) -> list[Part | None]:
+    parts: list[list[Part]] = [list(node.parts) for node in tape.nodes]
+    for node in tape.computed:
+        if not node.parts:
+            continue
+        inner = joined(node.parts)
+        for number in _parameters_of(node, tape):
+            parts[number].append(Pulled(inner, node, tape.nodes[number]))
+    return [joined(own) if own else None for own in parts]
+
+
+def _parameters_of(node: Node, tape: Tape) -> list[int]:
+    # From which parameters a node is computed: the leaves of its graph.
+    numbers = {id(parameter.live): number for number, parameter in enumerate(tape.nodes)}
+    found: dict[int, None] = {}
+    todo, seen = [node.live.grad_fn], set()
+    while todo:
+        function = todo.pop()
+        if function is None or function in seen:
+            continue
+        seen.add(function)
+        variable = getattr(function, "variable", None)
+        if variable is not None and id(variable) in numbers:
+            found[numbers[id(variable)]] = None
+        todo += [below for below, _ in function.next_functions]
+    return sorted(found)
+
+
+def _by_transformations(call: Problem, argument: Argument, batch: tuple, in_dims: Any, named: dict) -> Recorded:
+    axes = tuple(in_dims) if isinstance(in_dims, (tuple, list)) else (in_dims,) * len(batch)
+    both: Callable[..., Any] = vmap(value_and_grad(call.fn), (None, *axes))
+    losses, gradients = both(call.args[0], *batch, **named)
+    leaves = optree.tree_leaves(gradients)
+    if len(leaves) != len(argument.chosen):
+        raise GradientError(f"{NAME}: the gradients of the loss do not have the structure of the parameters.")
+    return Recorded(argument, losses, [Materialised(leaf) for leaf in leaves])

@@ -1,0 +1,97 @@
+"""Rules of products with a matrix."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from purenn.transforms.per_sample._handle import Handle, Node
+from purenn.transforms.per_sample._outer import matrix_part
+from purenn.transforms.per_sample._part import Part, Small
+from purenn.transforms.per_sample._tape import Tape, rule
+
+
+def matrix_use(node: Node, left: Tensor, right: Tensor) -> tuple[Node, Part]:
+    """The part of a matrix ``[p, d]`` from the gradients ``[examples, *, p]`` and inputs ``[examples, *, d]``.
+
+    The transpose of a parameter is the parameter with both sides exchanged.
+    """
+    dtype = node.live.dtype
+    left, right = left.to(dtype), right.to(dtype)
+    if node.is_transposed:
+        assert node.base is not None
+        node, left, right = node.base, right, left
+    return node, matrix_part(left, right, node.live.shape)
+
+
+@rule(F.linear)
+def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
+    x = tape.physical(input)
+    if x is None or not isinstance(weight, Handle) or weight.node.live.dim() != 2 or x.dim() < 2:
+        return NotImplemented
+    if bias is not None and not isinstance(bias, Handle):
+        return _linear(tape, input, weight) + bias
+    of_weight, of_bias = weight.node, None if bias is None else bias.node
+    used = x.detach()
+
+    def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
+        parts = [matrix_use(of_weight, gradient, used)]
+        if of_bias is not None:
+            rows = gradient.flatten(1, -2).sum(1) if gradient.dim() > 2 else gradient
+            parts.append((of_bias, Small(rows.to(of_bias.live.dtype))))
+        return parts
+
+    return tape.use(_affine(x, of_weight.live, None if of_bias is None else of_bias.live), used, of_weight, pull)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    # Below vmap F.linear would be a product and a sum, each with a pass of its own.
+    rows = x.reshape(-1, x.shape[-1])
+    y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+@rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv)
+def _matmul(tape: Tape, one: Any, other: Any) -> Any:
+    if isinstance(one, Handle) and isinstance(other, Handle):
+        return NotImplemented
+    if isinstance(other, Handle):
+        return _times_matrix(tape, one, other)
+    return _matrix_times(tape, one, other)
+
+
+@rule(Tensor.__rmatmul__)
+def _rmatmul(tape: Tape, one: Any, other: Any) -> Any:
+    return _matmul(tape, other, one)
+
+
+@rule(torch.addmm, Tensor.addmm)
+def _addmm(tape: Tape, summand: Any, one: Any, other: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    if not isinstance(other, Handle) or isinstance(one, Handle) or beta != 1 or alpha != 1:
+        return NotImplemented
+    product = _times_matrix(tape, one, other)
+    return product if product is NotImplemented else product + summand
+
+
+def _times_matrix(tape: Tape, one: Any, matrix: Handle) -> Any:
+    x = tape.physical(one)
+    if x is None or matrix.node.live.dim() != 2 or x.dim() < 2:
+        return NotImplemented
+    node, used = matrix.node, x.detach()
+    y = _affine(x, node.live.T, None)
+    return tape.use(y, used, node, lambda gradient: [matrix_use(node, used, gradient)])
+
+
+def _matrix_times(tape: Tape, matrix: Handle, other: Any) -> Any:
+    x = tape.physical(other)
+    if x is None or matrix.node.live.dim() != 2 or x.dim() < 2:
+        return NotImplemented
+    node, is_vector = matrix.node, x.dim() == 2
+    used = x.detach() if is_vector else x.detach().mT
+
+    def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
+        return [matrix_use(node, gradient if is_vector else gradient.mT, used)]
+
+    y = _affine(x, node.live, None) if is_vector else torch.matmul(node.live, x)
+    return tape.use(y, used, node, pull)

@@ -1,0 +1,168 @@
+"""Rules of normalisations: factors and summands get their per-example gradients in the pass that makes the input's."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
+
+from purenn import ops
+from purenn.errors import BatchingError
+from purenn.transforms.per_sample._handle import Handle
+from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape, rule
+
+
+@rule(F.layer_norm, torch.layer_norm, ops.layer_norm)
+def _layer_norm(
+    tape: Tape,
+    input: Any,
+    normalized_shape: Sequence[int],
+    weight: Any = None,
+    bias: Any = None,
+    eps: float = 1e-5,
+    *_: Any,
+) -> Any:
+    x = tape.physical(input)
+    if x is None or any(tape.physical(affine) is not None for affine in (weight, bias)):
+        return NotImplemented
+    factors, summands = _copies(tape, weight), _copies(tape, bias)
+    with temporarily_pop_interpreter_stack():
+        y, _, _ = _LayerNorm.apply(x, factors, summands, _value(weight), _value(bias), list(normalized_shape), eps)
+    return tape.batched(y)
+
+
+def _value(affine: Any) -> Tensor | None:
+    return affine.node.value if isinstance(affine, Handle) else affine
+
+
+def _copies(tape: Tape, affine: Any) -> Tensor | None:
+    # One for every example, [examples, *shape]; a constant needs none.
+    return tape.physical(affine.node.copies()) if isinstance(affine, Handle) else None
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        x: Tensor,
+        factors: Tensor | None,
+        summands: Tensor | None,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        shape: list[int],
+        eps: float,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        return torch.native_layer_norm(x, shape, weight, bias, eps)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        x, _, _, weight, bias, ctx.shape, _ = inputs
+        _, mean, inverse = output
+        ctx.save_for_backward(x, weight, bias, mean, inverse)
+        ctx.mark_non_differentiable(mean, inverse)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> tuple:
+        x, weight, bias, mean, inverse = ctx.saved_tensors
+        gradient, needed = gradients[0].contiguous(), ctx.needs_input_grad
+        of_input = of_factors = of_summands = None
+        if needed[0]:
+            mask = [True, False, False]
+            of_input = torch.ops.aten.native_layer_norm_backward(
+                gradient, x, ctx.shape, mean, inverse, weight, bias, mask
+            )[0]
+        if needed[1]:
+            of_factors = _per_example((x - mean).mul_(inverse).mul_(gradient), ctx.shape)
+        if needed[2]:
+            of_summands = _per_example(gradient, ctx.shape)
+        return of_input, of_factors, of_summands, None, None, None, None
+
+
+def _per_example(x: Tensor, shape: list[int]) -> Tensor:
+    return x.reshape(len(x), -1, *shape).sum(1)
+
+
+@rule(F.group_norm, ops.group_norm)
+def _group_norm(
+    tape: Tape, input: Any, num_groups: int, weight: Any = None, bias: Any = None, eps: float = 1e-5
+) -> Any:
+    x = tape.physical(input)
+    if x is None or x.dim() < 3 or not x.numel():
+        return NotImplemented
+    if any(affine is not None and not isinstance(affine, Handle) for affine in (weight, bias)):
+        return NotImplemented
+    # With the examples among the channels, the kernel's own gradient of the factors is that of every example.
+    count, channels = x.shape[:2].numel(), x.shape[2]
+    wide = [
+        None if copies is None else copies[:, None].expand(-1, x.shape[1], -1).reshape(-1)
+        for copies in (_copies(tape, weight), _copies(tape, bias))
+    ]
+    y = F.group_norm(x.reshape(1, count * channels, *x.shape[3:]), count * num_groups, wide[0], wide[1], eps)
+    return tape.batched(y.view(x.shape))
+
+
+@rule(F.instance_norm)
+def _instance_norm(
+    tape: Tape,
+    input: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if running_mean is not None or not use_input_stats:
+        return NotImplemented
+    return _group_norm(tape, input, input.shape[1], weight, bias, eps)
+
+
+def _refuse_batch_statistics(weight: Any, tape: Tape) -> None:
+    layer = "a batch normalisation"
+    if isinstance(weight, Handle):
+        owner = tape.name(weight.node).strip("'").rpartition(".")[0]
+        layer += f", {owner!r}," if owner else f" (with {tape.name(weight.node)})"
+    raise BatchingError(
+        f"per_sample.record: {layer} normalises with the statistics of the batch, so that the loss of one example "
+        f"depends on all of them, and there is no gradient for each. Apply it with train=False, or use GroupNorm, "
+        f"LayerNorm or InstanceNorm instead."
+    )
+
+
+@rule(F.batch_norm)
+def _batch_norm(
+    tape: Tape,
+    input: Any,
+    running_mean: Any,
+    running_var: Any,
+    weight: Any = None,
+    bias: Any = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    if training or running_mean is None:
+        _refuse_batch_statistics(weight, tape)
+    return NotImplemented
+
+
+@rule(ops.batch_norm)
+def _own_batch_norm(
+    tape: Tape,
+    x: Any,
+    running_mean: Any = None,
+    running_var: Any = None,
+    weight: Any = None,
+    bias: Any = None,
+    *,
+    train: bool = False,
+    momentum: Any = 0.1,
+    eps: float = 1e-5,
+) -> Any:
+    return _batch_norm(tape, x, running_mean, running_var, weight, bias, train)
+
+
+PHYSICAL_RULES[F.batch_norm] = _batch_norm
+PHYSICAL_RULES[ops.batch_norm] = _own_batch_norm

@@ -1,0 +1,130 @@
+"""The gradient of a matrix: a sum of outer products, which need not be computed for norms and weighted sums.
+
+With the input a ``[T, d]`` of an example and the gradient b ``[T, p]`` of the output, the gradient is ``b^T a``. Its
+squared norm is the inner product of ``a a^T`` and ``b b^T``, both ``[T, T]``: the *ghost norm*.
+
+Source:
+    Goodfellow: Efficient Per-Example Gradient Computations, 2015. Sequences: Li, Tramer, Liang, Hashimoto: Large
+    Language Models Can Be Strong Differentially Private Learners, 2022. The choice between both ways: Bu, Mao, Xu:
+    Scalable and Efficient Training of Large Convolutional Neural Networks with Differential Privacy, 2022.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from purenn.transforms.per_sample._part import Part
+
+
+def by_ghost(length: int, rows: int, columns: int) -> bool:
+    """Whether two matrices over the positions take no more memory than the gradient of one example."""
+    return length == 1 or 2 * length * length <= rows * columns
+
+
+class Outer(Part):
+    """The sum over T of outer products ``left[n, k, t] right[n, k, t]^T``, for each n of the examples.
+
+    Attributes:
+        left: ``[examples, K, T, p]``.
+        right: ``[examples, K, T, d]``.
+        order: where the K matrices ``[K, p, d]`` with their axes split go in the parameter: see `arrange`.
+    """
+
+    def __init__(
+        self, left: Tensor, right: Tensor, shape: torch.Size, split: Sequence[int], order: Sequence[int]
+    ) -> None:
+        super().__init__(len(left), shape, left.element_size())
+        self.left, self.right, self.split, self.order = left, right, tuple(split), tuple(order)
+
+    @property
+    def ghost(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """By the lengths of the sides."""
+        return by_ghost(self.left.shape[2], self.left.shape[3], self.right.shape[3])
+
+    def arrange(self, matrices: Tensor) -> Tensor:
+        """``[n, K, p, d]`` as gradients of the parameter, ``[n, *shape]``."""
+        n = len(matrices)
+        if not self.order:
+            return matrices.reshape(n, *self.shape)
+        return matrices.reshape(n, *self.split).permute(0, *[axis + 1 for axis in self.order]).reshape(n, *self.shape)
+
+    def made(self, start: int, stop: int) -> Tensor:
+        """By a product for each example."""
+        left, right = (x[start:stop] for x in (self.left, self.right))
+        if left.shape[2] == 1:
+            return self.arrange(left.mT * right)
+        return self.arrange(torch.bmm(left.flatten(0, 1).mT, right.flatten(0, 1)).unflatten(0, left.shape[:2]))
+
+    def summed(self, weights: Tensor) -> Tensor:
+        """By one product for all examples, as in the gradient of a batch."""
+        left, right = self.left, self.right
+        # The factors go to the smaller side.
+        if left.shape[3] <= right.shape[3]:
+            left = left * weights.to(left.dtype)[:, None, None, None]
+        else:
+            right = right * weights.to(right.dtype)[:, None, None, None]
+        if left.shape[1] == 1:
+            return self.arrange((left.flatten(0, 2).T @ right.flatten(0, 2))[None, None])[0]
+        left, right = (x.transpose(0, 1).flatten(1, 2) for x in (left, right))
+        return self.arrange(torch.bmm(left.mT, right)[None])[0]
+
+    def release(self) -> None:
+        """Forget both sides."""
+        self.left = self.right = self.left.new_empty(0)
+
+    def ghost_norms(self) -> Tensor:
+        """By the two matrices over the positions."""
+        left, right = self.left, self.right
+        if left.shape[2] == 1:
+            return (torch.linalg.vector_norm(left, dim=3) * torch.linalg.vector_norm(right, dim=3)).square().sum((1, 2))
+        flat = left.flatten(0, 1), right.flatten(0, 1)
+        products = torch.bmm(flat[0], flat[0].mT).mul_(torch.bmm(flat[1], flat[1].mT))
+        return products.view(self.examples, -1).sum(1)
+
+    def second_moment(self) -> Tensor:
+        """The squares of a single outer product are the outer product of the squares."""
+        if self.kept is not None or self.left.shape[2] != 1:
+            return super().second_moment()
+        ones = self.left.new_ones(self.examples)
+        return Outer(self.left.square(), self.right.square(), self.shape, self.split, self.order).summed(ones)
+
+    def gram(self, other: Part) -> Tensor:
+        """As norms, between different examples."""
+        if not isinstance(other, Outer) or self._is_made(other) or not self._is_gram_ghost(other):
+            return super().gram(other)
+        total = None
+        for k in range(self.left.shape[1]):
+            term = _between(self.left[:, k], other.left[:, k]).mul_(_between(self.right[:, k], other.right[:, k]))
+            term = term.view(self.examples, self.left.shape[2], other.examples, -1).sum((1, 3))
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    def _is_made(self, other: Part) -> bool:
+        return self.kept is not None or other.kept is not None
+
+    def _is_gram_ghost(self, other: "Outer") -> bool:
+        _, groups, length, rows = self.left.shape
+        columns, theirs = self.right.shape[3], other.left.shape[2]
+        by_matrices = groups * self.examples * length * other.examples * theirs * (rows + columns)
+        count = rows * columns * groups
+        return by_matrices <= count * (
+            self.examples * length + other.examples * theirs + self.examples * other.examples
+        )
+
+
+def _between(one: Tensor, other: Tensor) -> Tensor:
+    return one.flatten(0, 1) @ other.flatten(0, 1).T
+
+
+def matrix_part(left: Tensor, right: Tensor, shape: torch.Size) -> Outer:
+    """The part of a parameter that is itself a matrix ``[p, d]``.
+
+    Args:
+        left: ``[examples, *, p]``.
+        right: ``[examples, *, d]``.
+        shape: of the parameter.
+    """
+    left, right = (x.reshape(len(x), 1, -1, x.shape[-1]) for x in (left, right))
+    return Outer(left, right, shape, (), ())

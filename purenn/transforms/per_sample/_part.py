@@ -1,0 +1,162 @@
+"""The parts of a per-example gradient, each in the form that is cheapest to keep.
+
+What a part can always do is to become the gradients themselves, ``[examples, *shape]``. Norms, weighted sums and inner
+products have shorter ways in most forms.
+"""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+# How much is computed at a time where the gradients of all examples have no room.
+_PIECE = 16 << 20
+CLOSED, MATERIALISED, COPIES = "closed form", "materialised", "copies"
+
+
+class Budget:
+    """How many bytes of per-example gradients may still be kept for a second use.
+
+    Attributes:
+        left: so many.
+        releases: whether a part whose gradients are kept may forget what they were made of.
+    """
+
+    def __init__(self, bytes_: int) -> None:
+        self.left, self.releases = bytes_, False
+
+    def take(self, bytes_: int) -> bool:
+        """Whether there is room; if so, it is taken."""
+        if bytes_ > self.left:
+            return False
+        self.left -= bytes_
+        return True
+
+
+class Part:
+    """A per-example gradient of a tensor.
+
+    Attributes:
+        form: how norms are found if the gradients are kept from the start.
+        ghost: whether norms are found without the gradients.
+        examples: how many examples there are.
+        shape: of the tensor.
+        item: bytes of one number.
+        kept: the gradients themselves, if they have been computed and there was room for them.
+    """
+
+    form: str = MATERIALISED
+    ghost: bool = False
+
+    def __init__(self, examples: int, shape: torch.Size, item: int) -> None:
+        self.examples, self.shape, self.item = examples, shape, item
+        self.kept: Tensor | None = None
+
+    @property
+    def bytes(self) -> int:
+        """What the gradients of all examples take."""
+        return self.examples * self.shape.numel() * self.item
+
+    def made(self, start: int, stop: int) -> Tensor:
+        """The gradients of the examples from `start` to `stop`, ``[stop - start, *shape]``."""
+        raise AssertionError
+
+    def summed(self, weights: Tensor) -> Tensor:
+        """The weighted sum over the examples, without the gradients of each."""
+        return _total((weights[start:stop, None] * rows(made)).sum(0) for start, stop, made in self._slices())
+
+    def dense(self) -> Tensor:
+        """The gradients of all examples, ``[examples, *shape]``."""
+        return self.made(0, self.examples) if self.kept is None else self.kept
+
+    def weighted_sum(self, weights: Tensor) -> Tensor:
+        """The sum over the examples, each times its weight."""
+        if self.kept is None:
+            return self.summed(weights).view(self.shape)
+        return (weights.to(self.kept.dtype) @ rows(self.kept)).view(self.shape)
+
+    def plan(self, budget: Budget) -> tuple[str, bool]:
+        """How norms will be found, and whether the gradients will be kept; the room for them is taken."""
+        if self.kept is not None:
+            return self.form, True
+        if self.ghost:
+            return CLOSED, False
+        return MATERIALISED, budget.take(self.bytes)
+
+    def squared_norms(self, budget: Budget) -> Tensor:
+        """Each example's squared norm, ``[examples]``."""
+        if self.kept is None:
+            form, keeps = self.plan(budget)
+            if form == CLOSED:
+                return self.ghost_norms()
+            if keeps:
+                self.kept = self.made(0, self.examples)
+                if budget.releases:
+                    self.release()
+        return torch.cat([squared(made) for _, _, made in self._slices()])
+
+    def ghost_norms(self) -> Tensor:
+        """Each example's squared norm, without the gradients; for parts that can."""
+        raise AssertionError
+
+    def release(self) -> None:
+        """Forget what the gradients were made of, once they are kept."""
+
+    def second_moment(self) -> Tensor:
+        """The sum over the examples of the squares of all elements."""
+        return _total(made.square().sum(0) for _, _, made in self._slices())
+
+    def gram(self, other: "Part") -> Tensor:
+        """The inner products with the gradients of another part, ``[examples, other's examples]``."""
+        return torch.cat(
+            [
+                torch.cat([rows(mine) @ rows(theirs).T for _, _, theirs in other._slices()], 1)
+                for _, _, mine in self._slices()
+            ]
+        )
+
+    def _slices(self) -> Iterator[tuple[int, int, Tensor]]:
+        if self.kept is not None:
+            yield 0, self.examples, self.kept
+            return
+        step = max(1, _PIECE // max(1, self.shape.numel() * self.item))
+        for start in range(0, self.examples, step):
+            stop = min(start + step, self.examples)
+            yield start, stop, self.made(start, stop)
+
+
+class Materialised(Part):
+    """The gradients themselves."""
+
+    def __init__(self, gradients: Tensor) -> None:
+        super().__init__(len(gradients), gradients.shape[1:], gradients.element_size())
+        self.kept = gradients
+
+
+class Copies(Materialised):
+    """The gradients of a parameter of which every example had a copy."""
+
+    form = COPIES
+
+
+class Small(Materialised):
+    """Gradients no larger than one row for each example, which an operation gives without a detour: of a bias."""
+
+    form = CLOSED
+
+
+def rows(gradients: Tensor) -> Tensor:
+    """Each example's gradient as one row."""
+    return gradients.reshape(len(gradients), -1)
+
+
+def squared(gradients: Tensor) -> Tensor:
+    """The squared norm of each of some gradients."""
+    return torch.linalg.vector_norm(rows(gradients), dim=1).square()
+
+
+def _total(terms: Iterator[Tensor]) -> Tensor:
+    total = next(terms)
+    for term in terms:
+        total = total + term
+    return total

@@ -1,0 +1,71 @@
+"""The gradient of a parameter through what is computed from it: a view, a normalised weight, a sum of two factors."""
+
+import torch
+from torch import Tensor
+
+from purenn.transforms.per_sample._handle import Node
+from purenn.transforms.per_sample._part import Budget, Part
+
+
+class Pulled(Part):
+    """The part of a parameter, from that of a node that is computed from it.
+
+    Attributes:
+        inner: the part of the node.
+        keeps_norms: whether the node is a view, so that both have the same norms.
+    """
+
+    def __init__(self, inner: Part, node: Node, parameter: Node) -> None:
+        super().__init__(inner.examples, parameter.live.shape, inner.item)
+        self.inner, self._node, self._parameter = inner, node, parameter
+        self.keeps_norms = node.base is parameter
+
+    def with_inner(self, inner: Part) -> "Pulled":
+        """The same with another part of the node."""
+        return Pulled(inner, self._node, self._parameter)
+
+    @property
+    def place(self) -> tuple:
+        """Which elements of the parameter a view consists of."""
+        live = self._node.live
+        return live.storage_offset(), tuple(live.shape), live.stride()
+
+    @property
+    def extent(self) -> tuple[int, int]:
+        """The first and the last position in memory of a view."""
+        start, shape, strides = self.place
+        return start, start + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
+
+    def made(self, start: int, stop: int) -> Tensor:
+        """By the derivative of the computation, for all examples at once."""
+        gradients = self.inner.dense()[start:stop] if self.inner.kept is not None else self.inner.made(start, stop)
+        return self._pull(gradients, is_batched=True)
+
+    def summed(self, weights: Tensor) -> Tensor:
+        """The derivative of the computation, once."""
+        return self._pull(self.inner.weighted_sum(weights), is_batched=False)
+
+    def plan(self, budget: Budget) -> tuple[str, bool]:
+        """That of the view."""
+        return self.inner.plan(budget) if self.keeps_norms else super().plan(budget)
+
+    def squared_norms(self, budget: Budget) -> Tensor:
+        """Those of the view."""
+        return self.inner.squared_norms(budget) if self.keeps_norms else super().squared_norms(budget)
+
+    def gram(self, other: Part) -> Tensor:
+        """That of the view, if it is the same one."""
+        if self.keeps_norms and isinstance(other, Pulled) and other.keeps_norms and other.place == self.place:
+            return self.inner.gram(other.inner)
+        return super().gram(other)
+
+    def _pull(self, gradient: Tensor, *, is_batched: bool) -> Tensor:
+        with torch.enable_grad():
+            (found,) = torch.autograd.grad(
+                self._node.live,
+                self._parameter.live,
+                gradient.to(self._node.live.dtype),
+                retain_graph=True,
+                is_grads_batched=is_batched,
+            )
+        return found

@@ -1,0 +1,250 @@
+"""The recording of one forward pass: which operation has used which parameter, with which input.
+
+The loss of a single example runs under vmap, for the forward pass alone. A rule looks below vmap, at the tensors of all
+examples at once, computes the operation in the ordinary way, and keeps the input and the place of the output in the
+graph. One backward pass then yields the gradients at all these places; no gradient of a parameter is computed in it.
+"""
+
+import functools
+import types
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.overrides import TorchFunctionMode
+
+from purenn.errors import MutationError
+from purenn.transforms.per_sample._handle import Handle, Node, handles_in, replaced
+from purenn.transforms.per_sample._part import Copies, Part
+
+Rule = Callable[..., Any]
+#: What a use contributes, once the gradient of the operation's output is known.
+Pull = Callable[[Tensor], list[tuple[Node, Part]]]
+
+RULES: dict[Any, Rule] = {}
+#: Rules for operations that need not have a parameter among their arguments.
+PHYSICAL_RULES: dict[Any, Rule] = {}
+
+
+def rule(*functions: Any) -> Callable[[Rule], Rule]:
+    """Register a rule ``rule(tape, *args, **kwargs)`` for some functions; it may return `NotImplemented`."""
+
+    def register(own: Rule) -> Rule:
+        RULES.update(dict.fromkeys(functions, own))
+        return own
+
+    return register
+
+
+class Tape:
+    """What one forward pass has recorded.
+
+    Attributes:
+        paths: of all parameters, for errors.
+        nodes: of the parameters, in the order of `paths`.
+        examples: how many there are; known once the forward pass runs.
+        level: of the vmap that the loss runs in.
+    """
+
+    def __init__(self, paths: list[str], values: list[Tensor]) -> None:
+        self.paths = paths
+        self.nodes = [Node(self, value.detach().requires_grad_(), n) for n, value in enumerate(values)]
+        self.computed: list[Node] = []
+        self.examples, self.level = 0, 0
+        self._edges: list[GradientEdge] = []
+        self._pulls: list[Pull] = []
+        self._inputs: list[tuple[Tensor, int, Node]] = []
+
+    def start(self, tensors: list[Tensor]) -> None:
+        """Take note of the vmap that runs now.
+
+        Args:
+            tensors: those of an example.
+        """
+        level = functorch.maybe_current_level()
+        batched = next(x for x in tensors if functorch.is_batchedtensor(x) and functorch.maybe_get_level(x) == level)
+        assert level is not None
+        self.level = level
+        self.examples = functorch.get_unwrapped(batched).shape[functorch.maybe_get_bdim(batched)]
+
+    def physical(self, x: Any) -> Tensor | None:
+        """The tensor of all examples, ``[examples, *shape]``; None if it is the same for all, or no such tensor."""
+        if not isinstance(x, Tensor) or not functorch.is_batchedtensor(x):
+            return None
+        if functorch.maybe_get_level(x) != self.level:
+            return None
+        return functorch.get_unwrapped(x).movedim(functorch.maybe_get_bdim(x), 0)
+
+    def batched(self, x: Tensor) -> Tensor:
+        """The inverse of `physical`."""
+        return functorch._add_batch_dim(x, 0, self.level)
+
+    def differs(self, x: Any) -> bool:
+        """Whether a tensor may differ from example to example."""
+        return functorch.is_functorch_wrapped_tensor(x)
+
+    def use(self, out: Tensor, used: Tensor, node: Node, pull: Pull) -> Tensor:
+        """Record that an operation has used a parameter.
+
+        Args:
+            out: the physical output.
+            used: the physical input that `pull` needs.
+            node: what was used.
+            pull: called with the gradient of `out`.
+
+        Returns:
+            The output as the loss sees it.
+        """
+        if out._is_view():
+            # A write in place into a view would lead the graph around the place that is noted.
+            out = torch.ops.aten._unsafe_view(out, out.shape)
+        if out.requires_grad:
+            self._edges.append(get_gradient_edge(out))
+            self._pulls.append(pull)
+            self._inputs.append((used, used._version, node))
+        return self.batched(out)
+
+    def watch_copies(self, node: Node, copies: Tensor) -> None:
+        """Record that the copies of a parameter, one for each example, are used."""
+        self._edges.append(get_gradient_edge(copies))
+        self._pulls.append(lambda gradient: [(node, Copies(gradient))])
+
+    def operation(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        """The result of an operation that has handles among its arguments."""
+        own = RULES.get(func)
+        if own is not None:
+            out = own(self, *args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        if any(self.differs(x) for x in _tensors((args, kwargs))):
+            opened = _opened(func)
+            if opened is not None:
+                return opened(*args, **kwargs)
+            args, kwargs = replaced((args, kwargs), lambda x: x.node.copies() if isinstance(x, Handle) else x)
+            return func(*args, **kwargs)
+        return self._computed(func, args, kwargs)
+
+    def _computed(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        # An operation on parameters and constants: once, not once for every example.
+        handles = list(handles_in((args, kwargs)))
+        live = replaced((args, kwargs), lambda x: x.node.live if isinstance(x, Handle) else x)
+        results = func(*live[0], **live[1])
+        several = isinstance(results, (tuple, list))
+        made = [
+            self._as_handle(out, n, func, handles, args, kwargs)
+            for n, out in enumerate(results if several else (results,))
+        ]
+        if not several:
+            return made[0]
+        return type(results)(made) if type(results) in (tuple, list) else type(results)(*[made])
+
+    def _as_handle(self, out: Any, position: int, func: Any, handles: list[Handle], args: tuple, kwargs: dict) -> Any:
+        if not isinstance(out, Tensor) or not out.requires_grad:
+            return out
+        same = next((handle for handle in handles if handle.node.live is out), None)
+        if same is not None:
+            return same
+        base = replay = None
+        if len(handles) == 1 and out._is_view() and not _repeats(out):
+            (handle,) = handles
+            base = handle.node if handle.node.leaf is not None else handle.node.base
+            replay = self._replay(position, func, handle, args, kwargs) if base is not None else None
+        node = Node(self, out, None, base, replay)
+        self.computed.append(node)
+        return Handle(node)
+
+    def _replay(
+        self, position: int, func: Any, handle: Handle, args: tuple, kwargs: dict
+    ) -> Callable[[Tensor], Tensor]:
+        before = handle.node.replay
+
+        def replay(whole: Tensor) -> Tensor:
+            start = whole if before is None else before(whole)
+            own, named = replaced((args, kwargs), lambda x: start if isinstance(x, Handle) else x)
+            result = func(*own, **named)
+            return result[position] if isinstance(result, (tuple, list)) else result
+
+        return replay
+
+    def backward(self, total: Tensor) -> None:
+        """Give every node the parts of its per-example gradient.
+
+        Args:
+            total: the sum of all losses.
+
+        Raises:
+            MutationError: the loss has changed the input of an operation afterwards.
+        """
+        for used, version, node in self._inputs:
+            if used._version != version:
+                raise MutationError(
+                    f"per_sample.record: the function writes in place into the input of an operation with "
+                    f"{self.name(node)}, which the gradient needs. Write `y = f(x)` into a new name instead of "
+                    f"changing x in place."
+                )
+        if not total.requires_grad or not self._edges:
+            return
+        gradients = torch.autograd.grad(total, self._edges, allow_unused=True)
+        pulls = self._pulls
+        self._edges, self._pulls, self._inputs = [], [], []
+        for gradient, pull in zip(gradients, pulls, strict=True):
+            if gradient is not None:
+                for node, part in pull(gradient):
+                    node.parts.append(part)
+
+    def name(self, node: Node) -> str:
+        """The path of a node's parameter, for errors."""
+        while node.base is not None:
+            node = node.base
+        return "a parameter" if node.leaf is None else f"'{self.paths[node.leaf]}'"
+
+
+class Watching(TorchFunctionMode):
+    """Shows a tape the operations that matter even if no parameter is among their arguments."""
+
+    def __init__(self, tape: Tape) -> None:
+        super().__init__()
+        self._tape = tape
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        """The result by the rule, if there is one."""
+        own = PHYSICAL_RULES.get(func)
+        if own is not None:
+            out = own(self._tape, *args, **(kwargs or {}))
+            if out is not NotImplemented:
+                return out
+        return func(*args, **(kwargs or {}))
+
+
+def _tensors(items: Any) -> Iterator[Tensor]:
+    for item in items.values() if isinstance(items, dict) else items:
+        if isinstance(item, Tensor):
+            yield item
+        elif type(item) in (list, tuple, dict):
+            yield from _tensors(item)
+
+
+def _repeats(view: Tensor) -> bool:
+    return any(step == 0 and size > 1 for step, size in zip(view.stride(), view.shape, strict=True))
+
+
+_QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+@functools.lru_cache(maxsize=256)
+def _opened(func: Any) -> Callable[..., Any] | None:
+    """A function of torch that is written in Python, without its first question whether a subclass wants to take over.
+
+    So its own operations are recorded, each by its rule. None for all other functions.
+    """
+    if not isinstance(func, types.FunctionType) or func.__module__ not in ("torch.nn.functional", "torch.functional"):
+        return None
+    if func.__closure__ or not set(func.__code__.co_names) & set(_QUESTIONS):
+        return None
+    space = {**func.__globals__, **dict.fromkeys(_QUESTIONS, lambda *_: False)}
+    opened = types.FunctionType(func.__code__, space, func.__name__, func.__defaults__)
+    opened.__kwdefaults__ = func.__kwdefaults__
+    return opened

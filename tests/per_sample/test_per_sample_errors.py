@@ -1,0 +1,197 @@
+"""What a user can do wrong: every error says where, what and what to do instead."""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import purenn as pn
+from purenn.errors import ArgumentError, BatchingError, GradientError, MutationError, PurennError
+from purenn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Lambda, Linear, Sequential
+
+D = torch.float64
+MIXES = (
+    "per_sample.record: the function mixes the examples of a batch, {where}: with example {number} alone {what}, so "
+    "the example has no gradient of its own. Leave out what is computed over the batch (statistics of a batch norm, a "
+    "mean, a comparison of examples), or make the whole group of examples one example."
+)
+OTHER = "the loss is another than within the batch"
+
+
+def setting(device: torch.device) -> tuple[Linear, Tensor, Tensor]:
+    """A linear layer, five inputs and their classes."""
+    p = Linear.init(pn.random.key(0, device), 4, 3, dtype=D)
+    x = pn.random.normal(pn.random.key(1, device), (5, 4), dtype=D)
+    return p, x, torch.arange(5, device=device) % 3
+
+
+def refused(kind: type[PurennError], text: str, call: Callable[[], Any]) -> None:
+    """Require an error with the whole text."""
+    with pytest.raises(kind, match=f"^{re.escape(text)}$"):
+        call()
+
+
+def test_mean_over_the_batch(device: torch.device) -> None:
+    """A function of a batch that returns its mean is told to leave the mean out."""
+    p, x, y = setting(device)
+    refused(
+        GradientError,
+        "per_sample.record: with batched=True the function must return one loss for each example, so [1] for a batch "
+        "of one, but it returned f64[]. Leave the mean or the sum over the batch out (reduction='none'), or write the "
+        "loss of one example and leave out batched=True.",
+        lambda: pn.per_sample.record(lambda p, x, y: F.cross_entropy(p(x), y), p, (x, y), batched=True),
+    )
+
+
+def test_vector_loss(device: torch.device) -> None:
+    """The loss of one example is a scalar."""
+    p, x, _ = setting(device)
+    refused(
+        GradientError,
+        "per_sample.record: the function must return a scalar tensor, got f64[3]. Reduce it with .mean() or .sum(), or "
+        "use pn.jacrev for the derivatives of every element.",
+        lambda: pn.per_sample.record(lambda p, x: p(x), p, (x,)),
+    )
+
+
+def test_batch_norm_of_batches_is_named(device: torch.device) -> None:
+    """Batch statistics, with which a loss of one example fails, are found and the layer is named."""
+    _, x, y = setting(device)
+    first, second = pn.random.split(pn.random.key(0, device))
+    norm = BatchNorm1d.init(3, dtype=D, device=device)
+    p = Sequential.of(Linear.init(first, 4, 3, dtype=D), norm, Linear.init(second, 3, 3, dtype=D))
+    refused(
+        BatchingError,
+        MIXES.format(where="in the layer 'layers.1'", number=0, what="it fails"),
+        lambda: pn.per_sample.record(
+            lambda p, x, y: F.cross_entropy(p(x, train=True)[0], y, reduction="none"), p, (x, y), batched=True
+        ),
+    )
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_of_images_is_named(affine: bool, device: torch.device) -> None:
+    """Batch statistics over the positions of one image are refused, too; by name if the layer has parameters."""
+    norm = BatchNorm2d.init(3, affine=affine, dtype=D, device=device)
+    p = Sequential.of(Conv2d.init(pn.random.key(0, device), 2, 3, 3, dtype=D), norm)
+    x = pn.random.normal(pn.random.key(1, device), (5, 2, 4, 4), dtype=D)
+    layer = "a batch normalisation, 'layers.1'," if affine else "a batch normalisation"
+    refused(
+        BatchingError,
+        f"per_sample.record: {layer} normalises with the statistics of the batch, so that the loss of one example "
+        f"depends on all of them, and there is no gradient for each. Apply it with train=False, or use GroupNorm, "
+        f"LayerNorm or InstanceNorm instead.",
+        lambda: pn.per_sample.record(lambda p, x: p(x[None], train=True)[0].square().sum(), p, (x,)),
+    )
+
+
+def test_layer_that_mixes_is_named(device: torch.device) -> None:
+    """A layer that compares the examples of its batch is found by its effect."""
+    _, x, y = setting(device)
+    first, second = pn.random.split(pn.random.key(0, device))
+    parts = (
+        Linear.init(first, 4, 3, dtype=D),
+        Lambda(lambda h: h / (1 + h.norm(dim=0))),
+        Linear.init(second, 3, 3, dtype=D),
+    )
+    p = Sequential.of(*parts)
+
+    def loss(p: Any, x: Any, y: Any) -> Any:
+        return F.cross_entropy(p(x), y, reduction="none")
+
+    with pytest.raises(BatchingError) as caught:
+        pn.per_sample.record(loss, p, (x, y), batched=True)
+    number = re.search(r"example (\d)", str(caught.value))[1]
+    assert str(caught.value) == MIXES.format(where="in the layer 'layers.1'", number=number, what=OTHER)
+
+
+def test_function_that_mixes(device: torch.device) -> None:
+    """A function that mixes examples outside of its layers is found."""
+    p, x, y = setting(device)
+
+    def loss(p: Any, x: Any, y: Any) -> Any:
+        return F.cross_entropy(p(x) - p(x).mean(0), y, reduction="none")
+
+    with pytest.raises(BatchingError) as caught:
+        pn.per_sample.record(loss, p, (x, y), batched=True)
+    number = re.search(r"example (\d)", str(caught.value))[1]
+    where = "outside of its layers or within an opaque module"
+    assert str(caught.value) == MIXES.format(where=where, number=number, what=OTHER)
+
+
+def test_input_changed_afterwards(device: torch.device) -> None:
+    """An input that is overwritten after its use would make the gradient wrong, and is refused."""
+
+    def loss(p: Linear, x: Tensor) -> Tensor:
+        x = x.cos()
+        y = p(x)
+        x.mul_(2)
+        return y.sum()
+
+    p, x, _ = setting(device)
+    refused(
+        MutationError,
+        "per_sample.record: the function writes in place into the input of an operation with 'weight', which the "
+        "gradient needs. Write `y = f(x)` into a new name instead of changing x in place.",
+        lambda: pn.per_sample.record(loss, p, (x,)),
+    )
+
+
+def test_parameter_written_to(device: torch.device) -> None:
+    """A parameter that is written to where no gradient is recorded is noticed, too."""
+
+    def loss(p: Linear, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            p.weight.add_(1)
+        return p(x).sum()
+
+    p, x, _ = setting(device)
+    refused(
+        MutationError,
+        "per_sample.record: the function has written in place into its argument 0 or the batch. Arguments are never "
+        "changed: return the new value instead, as pn.replace(p, running_mean=new).",
+        lambda: pn.per_sample.record(loss, p, (x,)),
+    )
+
+
+def test_options_that_do_not_fit(device: torch.device) -> None:
+    """Every option that cannot be is refused by name."""
+    p, x, y = setting(device)
+
+    def loss(p: Any, x: Any, y: Any) -> Any:
+        return F.cross_entropy(p(x), y)
+
+    record = pn.per_sample.record(loss, p, (x, y))
+    ids = torch.zeros(5, dtype=torch.int64, device=device)
+    for text, call in (
+        ("norms(per) must be None, 'leaf' or 'layer', got 'row'.", lambda: record.norms("row")),
+        (
+            "weighted_sum takes one weight for each of 5 examples, got shape [4].",
+            lambda: record.weighted_sum(torch.ones(4, dtype=D, device=device)),
+        ),
+        ("mode must be 'flat', 'per_layer' or 'automatic', got 'all'.", lambda: record.clipped_sum(1.0, mode="all")),
+        ("max_norm must be positive, got 0.", lambda: record.clipped_sum(0)),
+        (
+            "noise_scale compares examples and needs at least two, got 1.",
+            lambda: pn.per_sample.record(loss, p, (x[:1], y[:1])).noise_scale(),
+        ),
+        ("microbatch must be at least 1, got 0.", lambda: pn.per_sample.record(loss, p, (x, y), microbatch=0)),
+        (
+            "give segments or microbatch, not both: the rows of a unit must be in one piece. Cut the batch between "
+            "units yourself.",
+            lambda: pn.per_sample.record(loss, p, (x, y), segments=ids, microbatch=2),
+        ),
+        (
+            "segments must be whole numbers, one for each of the 5 rows, got i64[4].",
+            lambda: pn.per_sample.record(loss, p, (x, y), segments=ids[:4]),
+        ),
+        (
+            "with batched=True the examples must be axis 0 of every input, got (1, 0).",
+            lambda: pn.per_sample.record(loss, p, (x, y), in_dims=(1, 0), batched=True),
+        ),
+    ):
+        refused(ArgumentError, f"per_sample.record: {text}", call)

@@ -1,0 +1,283 @@
+"""The options of a record, and how records behave within other transformations."""
+
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import purenn as pn
+from purenn.layers import Conv2d, Dropout, Embedding, Flatten, LayerNorm, Linear, ReLU, Sequential, dropout
+
+D = torch.float64
+
+
+def model(device: torch.device) -> Sequential:
+    """Two linear layers and a norm."""
+    first, second = pn.random.split(pn.random.key(0, device))
+    layers = Linear.init(first, 4, 6, dtype=D), ReLU(), LayerNorm.init(6, dtype=D, device=device)
+    return Sequential.of(*layers, Linear.init(second, 6, 3, dtype=D))
+
+
+def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+    return F.cross_entropy(p(x), y)
+
+
+def data(device: torch.device, n: int = 7) -> tuple[Tensor, Tensor]:
+    x = pn.random.normal(pn.random.key(1, device), (n, 4), dtype=D)
+    return x, torch.arange(n, device=device) % 3
+
+
+def rows(gradients: Any) -> Tensor:
+    """Per-example gradients side by side."""
+    return torch.cat([leaf.reshape(len(leaf), -1) for leaf in pn.tree.leaves(gradients)], 1)
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees or tensors are equal up to rounding in float64."""
+    pairs = zip(pn.tree.leaves(one), pn.tree.leaves(other), strict=True)
+    return all(torch.allclose(a, b, rtol=1e-10, atol=1e-13) for a, b in pairs)
+
+
+def by_vmap(p: Any, *batch: Tensor) -> Any:
+    return pn.vmap(pn.grad(loss), (None, 0, 0))(p, *batch)
+
+
+def test_functions_of_batches(device: torch.device) -> None:
+    """A loss written for batches gives what the loss of one example gives."""
+    p, batch = model(device), data(device)
+
+    def of_batch(p: Any, x: Any, y: Any) -> Any:
+        return F.cross_entropy(p(x), y, reduction="none")
+
+    assert same(pn.per_sample.record(of_batch, p, batch, batched=True).grads(), by_vmap(p, *batch))
+
+
+@pytest.mark.parametrize("mode", ["flat", "per_layer", "automatic"])
+def test_modes_of_clipping(mode: str, device: torch.device) -> None:
+    """Each mode is its formula on the per-example gradients."""
+    p, batch = model(device), data(device)
+    gradients = by_vmap(p, *batch)
+    found = pn.per_sample.clipped_grad(loss, 0.4, mode=mode)(p, batch)
+    layers = [
+        ["layers.0.weight", "layers.0.bias"],
+        ["layers.2.weight", "layers.2.bias"],
+        ["layers.3.weight", "layers.3.bias"],
+    ]
+    named = dict(pn.tree.named_leaves(gradients))
+    groups = layers if mode == "per_layer" else [list(named)]
+    for group in groups:
+        norms = rows([named[path] for path in group]).norm(dim=1)
+        bound = 0.4 / len(groups) ** 0.5
+        factors = bound / (norms + 0.01) if mode == "automatic" else (bound / norms).clamp(max=1)
+        for path in group:
+            assert same(dict(pn.tree.named_leaves(found))[path], torch.tensordot(factors, named[path], 1))
+
+
+def test_norms_by_layer(device: torch.device) -> None:
+    """Norms of layers are those of all leaves with the same parent."""
+    p, batch = model(device), data(device)
+    gradients = by_vmap(p, *batch)
+    found = pn.per_sample.record(loss, p, batch).norms("layer")
+    assert list(found) == ["layers.0", "layers.2", "layers.3"]
+    assert same(found["layers.2"], rows(gradients.layers[2]).norm(dim=1))
+
+
+@pytest.mark.parametrize("size", [1, 3, 7, 9])
+def test_microbatches_change_nothing(size: int, device: torch.device) -> None:
+    """However many examples run at a time, all answers are the same."""
+    p, batch = model(device), data(device)
+    whole, parts = (pn.per_sample.record(loss, p, batch, microbatch=n) for n in (None, size))
+    assert same(parts.losses, whole.losses)
+    assert same(parts.grads(), whole.grads())
+    assert same(parts.norms("leaf"), whole.norms("leaf"))
+    assert same(parts.clipped_sum(0.3), whole.clipped_sum(0.3))
+    assert same(parts.weighted_sum(whole.losses), whole.weighted_sum(whole.losses))
+    assert same(parts.gram(), whole.gram())
+    assert same(parts.second_moment(), whole.second_moment())
+    assert same(parts.kfac(), whole.kfac())
+    assert same(list(parts.noise_scale()), list(whole.noise_scale()))
+
+
+@pytest.mark.parametrize("budget", [0, 1000, 10**9])
+def test_budget_changes_nothing(budget: int, device: torch.device) -> None:
+    """Gradients that have no room are computed again, with the same result."""
+    p = Conv2d.init(pn.random.key(0, device), 2, 3, 3, dtype=D)
+    x = pn.random.normal(pn.random.key(1, device), (5, 2, 6, 6), dtype=D)
+
+    def f(p: Any, x: Any) -> Any:
+        return p(x).sin().sum()
+
+    record = pn.per_sample.record(f, p, (x,), budget=budget)
+    wanted = pn.vmap(pn.grad(f), (None, 0))(p, x)
+    assert same(record.norms(), rows(wanted).norm(dim=1))
+    assert same(record.clipped_sum(1e9), pn.tree.map(lambda g: g.sum(0), wanted))
+    kept = {leaf.path: leaf.kept for leaf in record.explain().leaves}
+    assert kept == {"weight": budget >= 5 * 54 * 8, "bias": True}
+
+
+def test_units_of_several_rows(device: torch.device) -> None:
+    """With segments the units' gradients are the sums of their rows', for closed and for materialised forms."""
+    table = Embedding.init(pn.random.key(0, device), 9, 4, dtype=D)
+    p = {"embed": table, "top": model(device)}
+
+    def f(p: Any, i: Any, y: Any) -> Any:
+        return loss(p["top"], p["embed"](i).sum(0), y)
+
+    i = pn.random.randint(pn.random.key(5, device), (7, 3), low=0, high=9)
+    y = torch.arange(7, device=device) % 3
+    units = torch.tensor([2, 0, 1, 0, 2, 2, 4], device=device)
+    each = pn.vmap(pn.grad(f), (None, 0, 0))(p, i, y)
+    wanted = pn.tree.map(lambda g: torch.stack([g[units == u].sum(0) for u in range(5)]), each)
+    record = pn.per_sample.record(f, p, (i, y), segments=units)
+    norms = rows(wanted).norm(dim=1)
+    assert same(record.grads(), wanted)
+    assert same(record.norms(), norms)
+    factors = torch.where(norms > 0.5, 0.5 / norms, 1.0)
+    assert same(record.clipped_sum(0.5), pn.tree.map(lambda g: torch.tensordot(factors, g, 1), wanted))
+    assert same(record.gram(), rows(wanted) @ rows(wanted).T)
+    assert same(record.losses.sum(), pn.per_sample.record(f, p, (i, y)).losses.sum())
+
+
+def test_units_as_examples_with_an_axis_more(device: torch.device) -> None:
+    """Equally many rows for each unit are one example that the loss sums over."""
+    p, (x, y) = model(device), data(device, 6)
+
+    def whole(p: Any, x: Any, y: Any) -> Any:
+        return F.cross_entropy(p(x), y, reduction="sum")
+
+    found = pn.per_sample.norms(whole)(p, (x.view(3, 2, 4), y.view(3, 2)))
+    gradients = pn.tree.map(lambda g: g.view(3, 2, *g.shape[1:]).sum(1), by_vmap(p, x, y))
+    assert same(found, rows(gradients).norm(dim=1))
+
+
+def test_axes_and_shared_arguments(device: torch.device) -> None:
+    """Examples may be any axis, and an argument may be the same for all."""
+    p, (x, y) = model(device), data(device)
+
+    def f(p: Any, x: Any, y: Any, scale: Any) -> Any:
+        return loss(p, x * scale["a"], y)
+
+    scale = {"a": torch.tensor(2.0, dtype=D, device=device)}
+    for size in (None, 2):
+        record = pn.per_sample.record(f, p, (x.T, y, scale), in_dims=(1, 0, None), microbatch=size)
+        assert same(record.grads(), by_vmap(p, x * 2, y))
+
+
+def test_key_for_every_example(device: torch.device) -> None:
+    """Every example has its own key, the same one as in a loop over split keys."""
+    p, (x, y) = model(device), data(device)
+
+    def f(p: Any, x: Tensor, y: Tensor, *, key: Tensor) -> Tensor:
+        return loss(p, dropout(Dropout(0.5), x, key=key), y)
+
+    key = pn.random.key(7, device)
+    found = pn.per_sample.record(f, p, (x, y), key=key).grads()
+    keys = pn.random.split(key, len(x))
+    looped = [pn.grad(lambda p, n=n: f(p, x[n], y[n], key=keys[n]))(p) for n in range(len(x))]
+    assert same(found, pn.tree.stack(looped))
+    assert same(pn.per_sample.record(f, p, (x, y), key=key, microbatch=3).grads(), found)
+
+
+def test_gram_between_records(device: torch.device) -> None:
+    """Inner products with the gradients of other examples, for influence."""
+    p, (x, y) = model(device), data(device)
+    mine, theirs = pn.per_sample.record(loss, p, (x[:4], y[:4])), pn.per_sample.record(loss, p, (x[4:], y[4:]))
+    gradients = rows(by_vmap(p, x, y))
+    assert same(mine.gram(theirs), gradients[:4] @ gradients[4:].T)
+
+
+def test_kronecker_factors(device: torch.device) -> None:
+    """They are the second moments of inputs and output gradients; of a convolution, those of its windows."""
+    p, (x, y) = model(device), data(device)
+    factors = pn.per_sample.record(loss, p, (x, y)).kfac()
+    assert set(factors) == {"layers.0.weight", "layers.3.weight"}
+    assert same(factors["layers.0.weight"].input, x.T @ x / len(x))
+    of_outputs = by_vmap(p, x, y).layers[0].bias
+    assert same(factors["layers.0.weight"].output, of_outputs.T @ of_outputs / len(x))
+    conv = Conv2d.init(pn.random.key(0, device), 2, 3, 3, dtype=D)
+    images = pn.random.normal(pn.random.key(1, device), (5, 2, 4, 4), dtype=D)
+    found = pn.per_sample.record(lambda p, x: p(x).sin().sum(), conv, (images,)).kfac()["weight"]
+    windows = F.unfold(images, 3).mT.flatten(0, 1)
+    assert same(found.input, windows.T @ windows / len(windows))
+
+
+def test_noise_scale(device: torch.device) -> None:
+    """Signal and noise are the unbiased estimates from the gradients of the examples."""
+    p, batch = model(device), data(device)
+    gradients = rows(by_vmap(p, *batch))
+    found = pn.per_sample.record(loss, p, batch).noise_scale()
+    trace = gradients.var(0).sum()
+    squared_norm = gradients.mean(0).square().sum() - trace / len(gradients)
+    assert same(list(found), [trace / squared_norm, squared_norm, trace])
+
+
+def test_explanation_as_text(device: torch.device) -> None:
+    """An explanation is a table of all leaves."""
+    p = {"conv": Conv2d.init(pn.random.key(0, device), 2, 3, 3, bias=False), "w": torch.ones(3, device=device)}
+    x = torch.ones(4, 2, 6, 6, device=device)
+    record = pn.per_sample.record(lambda p, x: (p["conv"](x).flatten(1).sum(1) * p["w"]).sum(), p, (x,))
+    assert str(record.explain()) == (
+        "leaf         shape         norms by      MiB of all  kept\n"
+        "conv.weight  [3, 2, 3, 3]  materialised  0.00        yes\n"
+        "w            [3]           copies        0.00        yes"
+    )
+
+
+def test_differentiated_again(device: torch.device) -> None:
+    """Norms can be differentiated: within another gradient the record falls back to the transformations."""
+    p, batch = model(device), data(device)
+
+    def penalty(p: Any) -> Any:
+        return pn.per_sample.norms(loss)(p, batch).sum()
+
+    def wanted(p: Any) -> Tensor:
+        each = [pn.tree.leaves(pn.grad(loss)(p, x, y)) for x, y in zip(*batch, strict=True)]
+        return torch.stack([torch.cat([g.flatten() for g in leaves]).norm() for leaves in each]).sum()
+
+    assert same(pn.grad(penalty)(p), pn.grad(wanted)(p))
+    leaf = p.layers[0].weight.clone().requires_grad_()
+    traced = pn.replace(p, layers=(pn.replace(p.layers[0], weight=leaf), *p.layers[1:]))
+    (found,) = torch.autograd.grad(penalty(traced), leaf)
+    assert same(found, pn.grad(penalty)(p).layers[0].weight)
+
+
+def test_batched_over_models(device: torch.device) -> None:
+    """A record within vmap over models is that of each model."""
+    batch = data(device)
+    models = pn.ensemble(Linear.init)(pn.random.split(pn.random.key(3, device), 2), 4, 3, dtype=D)
+    found = pn.vmap(lambda p: pn.per_sample.norms(loss)(p, batch))(models)
+    assert same(list(found), [pn.per_sample.norms(loss)(p, batch) for p in pn.tree.unstack(models)])
+
+
+def test_graph_of_a_closure_is_not_cut(device: torch.device) -> None:
+    """A loss that closes over a tensor that requires grad keeps its graph."""
+    p, (x, y) = model(device), data(device)
+    scale = torch.ones((), dtype=D, device=device, requires_grad=True)
+    norms = pn.per_sample.norms(lambda p, x, y: loss(p, x * scale, y))(p, (x, y))
+    assert torch.autograd.grad(norms.sum(), scale)[0].abs() > 0
+
+
+def test_purity(device: torch.device) -> None:
+    """Neither parameters nor batch are changed, and the result has no graph."""
+    p, batch = model(device), data(device)
+    before = [leaf.clone() for leaf in pn.tree.leaves((p, batch))]
+    record = pn.per_sample.record(loss, p, batch)
+    assert not any(leaf.requires_grad for leaf in pn.tree.leaves((record.losses, record.norms(), record.grads())))
+    assert all(torch.equal(a, b) for a, b in zip(before, pn.tree.leaves((p, batch)), strict=True))
+
+
+@pytest.mark.parametrize("mode", ["flat", "per_layer"])
+def test_compiled_as_one_graph(mode: str, device: torch.device) -> None:
+    """Forward, backward, norms and clipping are traced by pn.jit as one graph, convolutions as one operation each."""
+    first, second = pn.random.split(pn.random.key(0, device))
+    layers = Conv2d.init(first, 1, 2, 3, dtype=D), ReLU(), Flatten(0), Linear.init(second, 32, 3, dtype=D)
+    p = Sequential.of(*layers)
+    batch = pn.random.normal(pn.random.key(1, device), (5, 1, 6, 6), dtype=D), torch.arange(5, device=device) % 3
+    clipped = pn.per_sample.clipped_grad(loss, 0.1, mode=mode)
+    jitted = pn.jit(clipped, backend="eager")
+    assert same(jitted(p, batch), clipped(p, batch))
+    text = str(jitted.lower(p, batch))
+    assert text.count("convolution_weight_gradients.default(") == 1
+    assert text.count("convolution_backward") <= 1
