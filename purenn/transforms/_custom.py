@@ -27,14 +27,15 @@ class Rule(Generic[P, R]):
         self._fn = fn
 
     @property
-    def _name(self) -> str:
+    def name(self) -> str:
+        """That of the function, for errors."""
         return getattr(self._fn, "__name__", "the function")
 
     def frame(self, args: tuple, kwargs: dict) -> tuple["Frame", list[Tensor]]:
         """The call's structure and its tensors."""
         if kwargs:
             raise GradientError(
-                f"{self.kind}: '{self._name}' was called with keyword arguments ({', '.join(kwargs)}), for which the "
+                f"{self.kind}: '{self.name}' was called with keyword arguments ({', '.join(kwargs)}), for which the "
                 f"rule has no place: pass them by position."
             )
         leaves, spec = optree.tree_flatten(cast(Any, args))

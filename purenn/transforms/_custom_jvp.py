@@ -6,9 +6,11 @@ from typing import Any, ParamSpec, TypeVar, cast
 import optree
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from purenn.errors import GradientError
 from purenn.transforms._custom import Frame, Rule
+from purenn.transforms._own_rule import ruled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -45,7 +47,7 @@ class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._rule is None:
-            raise GradientError(f"custom_jvp: '{self._name}' has no rule: call {self._name}.defjvp(rule) first.")
+            raise GradientError(f"custom_jvp: '{self.name}' has no rule: call {self.name}.defjvp(rule) first.")
         frame, tensors = self.frame(args, kwargs)
         results = _Forward.apply(self, frame, *tensors)
         return cast(R, optree.tree_unflatten(frame.out_spec, list(results)))
@@ -63,23 +65,39 @@ class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
         pair = self._rule(frame.args(tensors), frame.args(tangents))
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise GradientError(
-                f"custom_jvp: the rule of '{self._name}' must return (output, output tangent), got a "
+                f"custom_jvp: the rule of '{self.name}' must return (output, output tangent), got a "
                 f"{type(pair).__name__}."
             )
         leaves, spec = optree.tree_flatten(pair[1])
         if spec != frame.out_spec:
             raise GradientError(
-                f"custom_jvp: the tangent that the rule of '{self._name}' returns must look like the output."
+                f"custom_jvp: the tangent that the rule of '{self.name}' returns must look like the output."
             )
         return tuple(leaves)
 
 
+class _Batched:
+    # A rule for each example of a batch; the axes of the arguments are given, results have theirs in front.
+    def __init__(self, rule: Any, dims: tuple[int | None, ...]) -> None:
+        self.rule, self.dims, self.name = rule, dims, rule.name
+
+    def value(self, frame: Frame, tensors: Any) -> tuple[Tensor, ...]:
+        return torch.func.vmap(lambda *values: self.rule.value(frame, values), self.dims)(*tensors)
+
+    def moved(self, frame: Frame, tensors: Any, tangents: Any) -> tuple[Tensor, ...]:
+        apply = torch.func.vmap(lambda x, t: self.rule.moved(frame, x, t), (self.dims, self.dims))
+        return apply(tuple(tensors), tuple(tangents))
+
+
 class _Forward(torch.autograd.Function):
-    generate_vmap_rule = True
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple, rule: Any, frame: Frame, *tensors: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
+        results = _Forward.apply(_Batched(rule, in_dims[2:]), frame, *tensors)
+        return results, (0,) * len(results)
 
     @staticmethod
     def forward(rule: custom_jvp, frame: Frame, *tensors: Tensor) -> tuple:
-        return rule.value(frame, tensors)
+        return tuple(ruled(f"custom_jvp '{rule.name}'", rule.value(frame, tensors), tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -89,9 +107,12 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple:
-        tensors = ctx.saved_tensors
-        filled = [torch.zeros_like(x) if t is None else t for x, t in zip(tensors, tangents[2:], strict=True)]
-        return ctx.rule.moved(ctx.frame, tensors, filled)
+        # torch switches forward mode off here, that of transformations further out as well: their tangents would be
+        # lost. So it is on, and the own level's tangents are taken off.
+        with forward_ad._set_fwd_grad_enabled(True):
+            tensors = [forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
+            filled = [torch.zeros_like(x) if t is None else t for x, t in zip(tensors, tangents[2:], strict=True)]
+            return ctx.rule.moved(ctx.frame, tensors, filled)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from purenn.errors import GradientError
 from purenn.transforms._custom import Frame, Rule
+from purenn.transforms._own_rule import ruled
 from purenn.tree._holes import HOLE
 from purenn.tree._walk import short
 
@@ -51,7 +52,7 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if self._forward is None or self._backward is None:
             raise GradientError(
-                f"custom_vjp: '{self._name}' has no rule: call {self._name}.defvjp(forward, backward) first."
+                f"custom_vjp: '{self.name}' has no rule: call {self.name}.defvjp(forward, backward) first."
             )
         frame, tensors = self.frame(args, kwargs)
         count, *results = _Reverse.apply(self, frame, *tensors)
@@ -63,7 +64,7 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
         pair = self._forward(*frame.args(tensors))
         if not (isinstance(pair, tuple) and len(pair) == 2):
             raise GradientError(
-                f"custom_vjp: the forward rule of '{self._name}' must return (output, residuals), got a "
+                f"custom_vjp: the forward rule of '{self.name}' must return (output, residuals), got a "
                 f"{type(pair).__name__}."
             )
         outputs, frame.out_spec = optree.tree_flatten(pair[0])
@@ -71,7 +72,7 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
         frame.rest = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in kept]
         for leaf in outputs:
             if not isinstance(leaf, Tensor):
-                raise GradientError(f"custom_vjp: '{self._name}' must return tensors, got {short(leaf)}.")
+                raise GradientError(f"custom_vjp: '{self.name}' must return tensors, got {short(leaf)}.")
         # An argument returned as it is would be an output that is a view of an input.
         own = {id(tensor) for tensor in tensors}
         outputs = [leaf.clone() if id(leaf) in own else leaf for leaf in outputs]
@@ -89,12 +90,12 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
         if not isinstance(gradients, tuple) or len(gradients) != len(args):
             got = f"{len(gradients)} of them" if isinstance(gradients, tuple) else f"a {type(gradients).__name__}"
             raise GradientError(
-                f"custom_vjp: the backward rule of '{self._name}' must return a tuple with a gradient (or None) for "
+                f"custom_vjp: the backward rule of '{self.name}' must return a tuple with a gradient (or None) for "
                 f"each of the {len(args)} arguments, got {got}."
             )
         flat: list[Tensor | None] = []
         for position, (argument, gradient) in enumerate(zip(args, gradients, strict=True)):
-            flat += _gradient_leaves(self._name, position, argument, gradient)
+            flat += _gradient_leaves(self.name, position, argument, gradient)
         return flat
 
 
@@ -135,7 +136,7 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(rule: custom_vjp, frame: Frame, *tensors: Tensor) -> tuple:
         outputs, kept = rule.forward_parts(frame, tensors)
-        return (len(outputs), *outputs, *kept)
+        return (len(outputs), *ruled(f"custom_vjp '{rule.name}'", outputs, tensors), *kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:

@@ -5,7 +5,7 @@ time and memory. At the outermost level nobody differentiates the result, so pla
 for less. Four things would make it wrong, and each of them sends the call to `torch.func`:
 
 - a functorch level is active (the call runs inside vmap, jvp, another grad of torch.func);
-- a lean gradient runs around it (`_inside`, a marker);
+- a lean gradient runs around it (`_inside`, a marker): see `_nested`;
 - an argument requires grad, so somebody outside wants a graph;
 - the function closes over a tensor that requires grad. The graph is searched for one the first time that a function
   meets a structure, again whenever something that it reaches has changed, and every time if it reaches objects that
@@ -19,29 +19,69 @@ import types
 from collections.abc import Iterator
 from typing import Any
 
+import attrs
 import optree
 import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
+from purenn._modes import nothing_differentiated_again
 from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, tensors_in
 
 
 class _Inside(threading.local):
     depth = 0
+    alone = False
+    graph = False
 
 
 _inside = _Inside()
 
 
 @contextlib.contextmanager
-def _running() -> Iterator[None]:
+def running() -> Iterator[None]:
+    """Within this context a lean gradient, or one within it, runs its function."""
     _inside.depth += 1
     try:
         yield
     finally:
         _inside.depth -= 1
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within this context nobody outside differentiates what is computed: it is as the outermost level."""
+    before = _inside.depth, _inside.alone
+    _inside.depth, _inside.alone = 0, True
+    try:
+        with nothing_differentiated_again():
+            yield
+    finally:
+        _inside.depth, _inside.alone = before
+
+
+@contextlib.contextmanager
+def graph_is_differentiated(yes: bool = True) -> Iterator[None]:
+    """Within this context a graph is traced that is differentiated afterwards.
+
+    Plain autograd leaves detached tensors in it, which would end the derivatives there.
+    """
+    before, _inside.graph = _inside.graph, yes
+    try:
+        yield
+    finally:
+        _inside.graph = before
+
+
+def by_plain_autograd() -> bool:
+    """Whether plain autograd may take gradients of what is computed here."""
+    return not (_inside.graph or forward_ad._current_level >= 0 or torch.compiler.is_compiling())
+
+
+def is_alone() -> bool:
+    """Whether `alone` says that no graph of the present call's result is asked for."""
+    return _inside.alone and _inside.depth == 0
 
 
 def lean_depth() -> int:
@@ -51,12 +91,7 @@ def lean_depth() -> int:
 
 def outermost() -> bool:
     """Whether no transformation runs around the present call."""
-    return (
-        _inside.depth == 0
-        and peek_interpreter_stack() is None
-        and forward_ad._current_level < 0
-        and not torch.compiler.is_compiling()
-    )
+    return _inside.depth == 0 and peek_interpreter_stack() is None and by_plain_autograd()
 
 
 class Closures:
@@ -113,6 +148,8 @@ def _note(item: Any, found: list[Any], seen: set[int]) -> bool:
         inner = [*item.parameters(), *item.buffers()]
     elif not optree.tree_is_leaf(item):
         inner = optree.tree_leaves(item)
+    elif attrs.has(type(item)):
+        inner = [getattr(item, field.name) for field in attrs.fields(type(item))]
     elif hasattr(item, "__wrapped__"):
         inner = [item.__wrapped__]
     else:
@@ -165,11 +202,11 @@ def lean_value_and_grad(
     values = problem.values
     with torch.enable_grad():
         leaves = [value.detach().requires_grad_() for value in values]
-        with _running():
+        with running():
             value, aux = split_aux(name, problem.call(leaves), has_aux)
         scalar_output(name, value)
         if known is None:
-            free = not _reaches_others([value, *tensors_in(aux)], leaves)
+            free = not reaches_others([value, *tensors_in(aux)], leaves)
             closures.learn(signature, free)
             if not free:
                 return True
@@ -179,8 +216,12 @@ def lean_value_and_grad(
     return value.detach(), detached(aux), list(gradients)
 
 
-def _reaches_others(roots: list[Tensor], leaves: list[Tensor]) -> bool:
-    # Whether the graph below some tensors holds a leaf that is none of ours.
+# The attribute by which a leaf that a gradient within this one has made is known in a graph.
+NESTED = "_purenn_nested"
+
+
+def reaches_others(roots: list[Tensor], leaves: list[Tensor]) -> bool:
+    """Whether the graph below some tensors holds a leaf that is none of ours."""
     ours = {id(leaf) for leaf in leaves}
     if any(root.requires_grad and root.grad_fn is None and id(root) not in ours for root in roots):
         return True
@@ -189,7 +230,7 @@ def _reaches_others(roots: list[Tensor], leaves: list[Tensor]) -> bool:
     while todo:
         node = todo.pop()
         variable = getattr(node, "variable", None)
-        if variable is not None and id(variable) not in ours:
+        if variable is not None and id(variable) not in ours and not hasattr(variable, NESTED):
             return True
         for below, _ in node.next_functions:
             if below is not None and below not in seen:

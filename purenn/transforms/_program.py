@@ -23,8 +23,9 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
-from purenn.errors import TraceError
+from purenn.errors import GradientError, TraceError
 from purenn.transforms._graph import explained, graph_of, lift_constants, refuse_mutations
+from purenn.transforms._lean import graph_is_differentiated
 from purenn.transforms._translate import place
 from purenn.tree._watch import is_watched
 
@@ -90,7 +91,7 @@ def called_by(graph: fx.GraphModule) -> dict[str, fx.GraphModule]:
     found: dict[str, fx.GraphModule] = {}
     for node in graph.graph.nodes:
         if getattr(node.target, "namespace", None) == "purenn":
-            for made in [program(item) for item in node.args if isinstance(item, str)]:
+            for made in [program(item) for item in node.args if isinstance(item, str) and item in _PROGRAMS]:
                 found |= {made.name: made.graph, **called_by(made.graph)}
     return found
 
@@ -179,12 +180,12 @@ def close(
             outer.append(tensor)
         return tensor
 
-    _rebuilt(fn, note, {})
+    rebuilt(fn, note, {})
     closed = fn
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         own, given = tensors[: len(like)], tensors[len(like) :]
-        inner = _rebuilt(closed, lambda t: given[places[id(t)]] if id(t) in places else t, {}) if outer else closed
+        inner = rebuilt(closed, lambda t: given[places[id(t)]] if id(t) in places else t, {}) if outer else closed
         results = list(inner(*own))
         # A result that is an argument, or a view of one, would share storage with it from step to step.
         inputs = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors}
@@ -198,7 +199,14 @@ def close(
                 seen.add(storage)
         return results
 
-    with _found(name), explained(name), temporarily_clear_interpreter_stack(), _disable_current_modes(), tracing.mode:
+    with (
+        _found(name),
+        explained(name),
+        graph_is_differentiated(),
+        temporarily_clear_interpreter_stack(),
+        _disable_current_modes(),
+        tracing.mode,
+    ):
         examples = [
             torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
             for tensor in (*like, *map(Like.of, outer))
@@ -219,6 +227,12 @@ def _found(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
+        if "must override the setup_context" in str(error):  # only the operation of a rule has no such method
+            raise GradientError(
+                f"{name}: the body uses a function with a derivative rule of its own (custom_vjp, custom_jvp or "
+                f"implicit), and a compiled loop's gradient is that of the traced body, which knows no rules. Write "
+                f"the loop in Python, or do not compile it."
+            ) from error
         if "escaped from inside a function being vmapped" not in str(error):
             raise
         raise TraceError(
@@ -234,9 +248,17 @@ def _name(graph: fx.GraphModule, kind: str) -> str:
     return hashlib.sha256(repr((graph.code, described, kind)).encode()).hexdigest()[:16]
 
 
-def _rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
-    # A captured value with other tensors in it: through variables of functions, partials, bound methods and trees. What
-    # holds none that change stays the same object.
+def rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
+    """A captured value with other tensors in it.
+
+    They are found through variables of functions, partials, bound methods, attrs objects and trees. What holds none
+    that change stays the same object.
+
+    Args:
+        item: the value, a function usually.
+        change: the tensor that takes a tensor's place.
+        done: what has been rebuilt so far, by its id.
+    """
     if isinstance(item, Tensor):
         return change(item)
     if id(item) in done:
@@ -244,19 +266,27 @@ def _rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]
     if isinstance(item, types.FunctionType):
         return _rebuilt_function(item, change, done)
     if isinstance(item, types.MethodType):
-        owner = _rebuilt(item.__self__, change, done)
+        owner = rebuilt(item.__self__, change, done)
         return item if owner is item.__self__ else types.MethodType(item.__func__, owner)
     if isinstance(item, functools.partial):
         parts = item.func, item.args, item.keywords
-        fn, args, keywords = new = tuple(_rebuilt(part, change, done) for part in parts)
+        fn, args, keywords = new = tuple(rebuilt(part, change, done) for part in parts)
         return (
             item if all(a is b for a, b in zip(parts, new, strict=True)) else functools.partial(fn, *args, **keywords)
         )
-    if isinstance(item, type) or optree.tree_is_leaf(item):
+    if isinstance(item, type):
         return item
+    if optree.tree_is_leaf(item):
+        return _rebuilt_object(item, change, done) if attrs.has(type(item)) else item
     leaves, spec = optree.tree_flatten(item)
-    new = [_rebuilt(leaf, change, done) for leaf in leaves]
+    new = [rebuilt(leaf, change, done) for leaf in leaves]
     return item if all(a is b for a, b in zip(leaves, new, strict=True)) else optree.tree_unflatten(spec, new)
+
+
+def _rebuilt_object(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
+    before = {field.name: getattr(item, field.name) for field in attrs.fields(type(item)) if field.init}
+    after = {name: rebuilt(value, change, done) for name, value in before.items()}
+    return item if all(after[name] is value for name, value in before.items()) else attrs.evolve(item, **after)
 
 
 def _rebuilt_function(fn: types.FunctionType, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
@@ -267,11 +297,11 @@ def _rebuilt_function(fn: types.FunctionType, change: Callable[[Tensor], Tensor]
     changed = False
     for cell, old in zip(cells, fn.__closure__ or (), strict=True):
         with contextlib.suppress(ValueError):  # a variable that is not yet assigned
-            cell.cell_contents = _rebuilt(old.cell_contents, change, done)
+            cell.cell_contents = rebuilt(old.cell_contents, change, done)
             changed = changed or cell.cell_contents is not old.cell_contents
     for name in ("__defaults__", "__kwdefaults__"):
         before = getattr(fn, name)
-        after = _rebuilt(before, change, done)
+        after = rebuilt(before, change, done)
         setattr(new, name, after)
         changed = changed or after is not before
     if not changed:

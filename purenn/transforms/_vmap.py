@@ -59,7 +59,7 @@ def vmap(
         if torch.compiler.is_dynamo_compiling():
             return torch.func.vmap(fn, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
         axes = _axes(in_dims, args)
-        sizes: dict[int, str] = {}
+        sizes: list[tuple[int, str]] = []
         everything: list[Any] = []
         dims: list[int | None] = []
         labels = [f"argument {n}" for n in range(len(args))] + [f"argument {name!r}" for name in kwargs]
@@ -95,7 +95,7 @@ def vmap(
         with translated("vmap"):
             stacked = torch.func.vmap(flat, tuple(dims), 0, randomness, chunk_size=chunk_size)(*everything)
         # A result that does not depend on the examples comes as one tensor seen many times: make it many.
-        own = [leaf.contiguous() if len(leaf) > 1 and leaf.stride(0) == 0 else leaf for leaf in stacked]
+        own = [leaf.contiguous() if leaf.stride(0) == 0 and leaf.shape[0] > 1 else leaf for leaf in stacked]
         moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(own, outcome["dims"], strict=True)]
         return optree.tree_unflatten(outcome["spec"], moved)
 
@@ -127,18 +127,19 @@ def _broadcast(label: str, axis: Any, value: Any, option: str = "in_dims") -> li
     return [dim for below, child in pairs for dim in _broadcast(label, below, child, option)]
 
 
-def _check(where: str, leaf: Any, dim: int | None, sizes: dict[int, str]) -> int | None:
+def _check(where: str, leaf: Any, dim: int | None, sizes: list[tuple[int, str]]) -> int | None:
     if dim is None or not isinstance(leaf, Tensor):
         return None
     if not -leaf.dim() <= dim < leaf.dim():
         raise BatchingError(f"vmap: {where} is {short(leaf)} and has no axis {dim} to batch over; use None in in_dims.")
     size = leaf.shape[dim]
-    if size not in sizes:
-        sizes[size] = f"{where} is {short(leaf)} with length {size} on axis {dim}"
+    # No dict: the length can be a symbol, which has no hash.
+    if all(size != other for other, _ in sizes):
+        sizes.append((size, f"{where} is {short(leaf)} with length {size} on axis {dim}"))
     if len(sizes) > 1:
         raise BatchingError(
-            f"vmap: the axes to batch over differ in length: {' but '.join(sizes.values())}. Use None in in_dims for "
-            f"an argument that all examples share."
+            f"vmap: the axes to batch over differ in length: {' but '.join(text for _, text in sizes)}. Use None in "
+            f"in_dims for an argument that all examples share."
         )
     return dim
 

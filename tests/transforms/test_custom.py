@@ -192,3 +192,42 @@ def test_errors(device: torch.device) -> None:
     assert text_of(lambda: pn.jvp(wrong, (x,), (x,))) == (
         "custom_jvp: the tangent that the rule of 'double' returns must look like the output."
     )
+
+
+def test_forward_over_forward(device: torch.device) -> None:
+    """Forward mode within forward mode sees the rule twice, batched or not."""
+    cube = pn.custom_jvp(lambda x: x**3)
+    cube.defjvp(lambda primals, tangents: (primals[0] ** 3, 3 * primals[0] ** 2 * tangents[0]))
+    x = torch.tensor([1.0, 2.0, -3.0], dtype=DOUBLE, device=device)
+    one = torch.ones_like(x)
+    first = lambda x: pn.jvp(cube, (x,), (torch.ones_like(x),))[1]  # noqa: E731
+    assert torch.equal(pn.jvp(first, (x,), (one,))[1], 6 * x)
+    assert torch.allclose(pn.jacfwd(pn.jacfwd(cube))(x).sum((1, 2)), 6 * x)
+    assert torch.allclose(pn.vmap(pn.jacfwd(pn.jacfwd(cube)))(x), 6 * x)
+    assert torch.equal(pn.grad(lambda x: first(x).sum())(x), 6 * x)
+
+
+@pytest.mark.filterwarnings("ignore:Error detected in GeneratedBackwardFor_purenn:UserWarning")
+def test_graphs_do_not_lose_a_rule(device: torch.device) -> None:
+    """Where a compiled graph would be differentiated without the rule there is an error, and no other number."""
+    clipped = pn.custom_vjp(lambda x: x.clone())
+    clipped.defvjp(lambda x: (x.clone(), None), lambda _, gradient: (gradient.clamp(-1, 1),))
+    f = lambda x: 5 * clipped(x)  # noqa: E731
+    loop = lambda x: pn.scan(lambda c, _: (2 * clipped(c), None), x, None, length=3)[0]  # noqa: E731
+    x = torch.tensor(2.0, device=device)
+    jitted = pn.jit(f, backend="aot_eager")
+    assert jitted(x) == 10
+    assert pn.jit(pn.grad(f), backend="aot_eager")(x) == 1
+    outside = (
+        "custom_vjp '<lambda>': a compiled function that uses this one is differentiated from outside, but the rule is "
+        "not in the compiled graph: compile the gradient instead, pn.jit(pn.grad(f))."
+    )
+    assert text_of(lambda: pn.grad(jitted)(x)) == outside
+    assert text_of(lambda: jitted(x.clone().requires_grad_()).backward()) == outside
+    assert pn.grad(loop)(x) == 1
+    assert pn.jit(loop, backend="aot_eager")(x) == 16
+    assert text_of(lambda: pn.jit(pn.grad(loop), backend="aot_eager")(x)) == (
+        "scan: the body uses a function with a derivative rule of its own (custom_vjp, custom_jvp or implicit), and a "
+        "compiled loop's gradient is that of the traced body, which knows no rules. Write the loop in Python, or do "
+        "not compile it."
+    )
