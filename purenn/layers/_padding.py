@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable
 from typing import Any, ClassVar
 
-import attrs
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -21,19 +20,20 @@ _LIMITS: dict[str, tuple[Callable[[int], float], str]] = {
 }
 
 
-def _all_sides(padding: Any, p: Any) -> tuple[int, ...]:
-    if isinstance(padding, int):
-        return (padding,) * (2 * p.dimensions)
-    sides = tuple(padding)
-    if len(sides) != 2 * p.dimensions or not all(isinstance(side, int) for side in sides):
-        raise ArgumentError(
-            f"{type(p).__name__}: padding must be one whole number, or {2 * p.dimensions} (two for each dimension, the "
-            f"last dimension first), got {padding}."
-        )
-    return sides
+class _AllSides:
+    # A converter that sees the container; attrs has a class for them since version 24.
+    takes_self = True
 
-
-_converter: Any = attrs.Converter(_all_sides, takes_self=True)
+    def __call__(self, padding: Any, p: Any, field: Any) -> tuple[int, ...]:
+        if isinstance(padding, int):
+            return (padding,) * (2 * p.dimensions)
+        sides = tuple(padding)
+        if len(sides) != 2 * p.dimensions or not all(isinstance(side, int) for side in sides):
+            raise ArgumentError(
+                f"{type(p).__name__}: padding must be one whole number, or {2 * p.dimensions} (two for each "
+                f"dimension, the last dimension first), got {padding}."
+            )
+        return sides
 
 
 @container
@@ -42,7 +42,7 @@ class Padding(Layer):
 
     dimensions: ClassVar[int]
 
-    padding: Sizes = static(converter=_converter)
+    padding: Sizes = static(converter=_AllSides())
 
     def extra_repr(self) -> str:
         """The sizes."""
