@@ -8,7 +8,7 @@ from purenn.losses._binary import (
     binary_cross_entropy_with_logits,
     multi_label_soft_margin_loss,
 )
-from purenn.losses._capsule import margin_loss, reconstruction_loss
+from purenn.losses._capsule import margin_loss, reconstruction_loss, spread_loss, spread_margin
 from purenn.losses._cross_entropy import CrossEntropyLoss, NLLLoss, cross_entropy, nll_loss
 from purenn.losses._ctc import CTCLoss, ctc_loss
 from purenn.losses._likelihood import (
@@ -104,6 +104,8 @@ __all__ = [
     "reconstruction_loss",
     "smooth_l1_loss",
     "soft_margin_loss",
+    "spread_loss",
+    "spread_margin",
     "triplet_margin_loss",
     "triplet_margin_with_distance_loss",
     "uncertainty_weighted_loss",

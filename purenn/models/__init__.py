@@ -1,16 +1,17 @@
 """Whole models, each a container with `init` and a function."""
 
 from purenn.models.capsnet import CapsNet, CapsNetOutput, capsnet, decode
-from purenn.models.densenet import (
+from purenn.models.capsnet_efficient import EfficientCapsNet, efficient_capsnet
+from purenn.models.capsnet_matrix import MatrixCapsNet, matrix_capsnet
+from purenn.models.dense_block import (
     DenseBlock,
     DenseLayer,
-    DenseNet,
     Transition,
     dense_block,
     dense_layer,
-    densenet,
     transition,
 )
+from purenn.models.densenet import DenseNet, densenet
 from purenn.models.fpn import FPN, fpn
 from purenn.models.gpt2 import GPT2, GPT2Model, gpt2, gpt2_model
 from purenn.models.gpt2_block import (
@@ -60,11 +61,13 @@ __all__ = [
     "DenseLayer",
     "DenseNet",
     "DownBlock",
+    "EfficientCapsNet",
     "GPT2Attention",
     "GPT2Block",
     "GPT2Model",
     "Inception",
     "MLPBlock",
+    "MatrixCapsNet",
     "NormalizedConv2d",
     "ResNet",
     "ScaledResidualBlock",
@@ -84,6 +87,7 @@ __all__ = [
     "dense_layer",
     "densenet",
     "down_block",
+    "efficient_capsnet",
     "fpn",
     "gpt2",
     "gpt2_attention",
@@ -91,6 +95,7 @@ __all__ = [
     "gpt2_mlp",
     "gpt2_model",
     "inception",
+    "matrix_capsnet",
     "mlp",
     "mlp_block",
     "normalized_conv2d",

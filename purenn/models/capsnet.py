@@ -1,7 +1,7 @@
 """The capsule network of Sabour, Frosst and Hinton (2017), with its decoder."""
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -103,7 +103,6 @@ class CapsNet(Layer):
                 f"smaller kernels."
             )
         keys = random.split(key, 4)
-        sizes = (num_classes * capsule_dim, *(decoder or ()), math.prod(image_shape))
         placed = {"dtype": dtype, "device": device}
         return cls(
             conv=Conv2d.init(keys[0], in_channels, channels, kernel_size, **placed),
@@ -125,12 +124,7 @@ class CapsNet(Layer):
                 iterations=iterations,
                 **placed,
             ),
-            decoder=()
-            if decoder is None
-            else tuple(
-                Linear.init(k, n, m, **placed)
-                for k, n, m in zip(random.split(keys[3], len(sizes) - 1), sizes[:-1], sizes[1:], strict=True)
-            ),
+            decoder=draw_decoder(keys[3], num_classes * capsule_dim, decoder, image_shape, **placed),
             image_shape=image_shape,
         )
 
@@ -167,7 +161,25 @@ def decode(
     """
     if not len(p.decoder):
         raise ArgumentError("decode: this network has no decoder; make it with CapsNet.init(key, decoder=(512, 1024)).")
+    return decoded(p.decoder, poses, label, p.image_shape)
+
+
+def draw_decoder(
+    key: Tensor, in_features: int, hidden: tuple[int, ...] | None, image_shape: tuple[int, int, int], **where: Any
+) -> tuple[Linear, ...]:
+    """The linear layers of a decoder with some hidden layers; none for None."""
+    if hidden is None:
+        return ()
+    sizes = (in_features, *hidden, math.prod(image_shape))
+    keys = random.split(key, len(sizes) - 1)
+    return tuple(Linear.init(k, n, m, **where) for k, n, m in zip(keys, sizes[:-1], sizes[1:], strict=True))
+
+
+def decoded(
+    decoder: tuple[Linear, ...], poses: Tensor, label: Tensor | None, image_shape: tuple[int, int, int]
+) -> Tensor:
+    """What the layers of a decoder make of one capsule of each example: the longest, or that of `label`."""
     x = mask_capsules(poses, label)
-    for layer in p.decoder[:-1]:
+    for layer in decoder[:-1]:
         x = linear(layer, x).relu()
-    return linear(p.decoder[-1], x).sigmoid().unflatten(-1, p.image_shape)
+    return linear(decoder[-1], x).sigmoid().unflatten(-1, image_shape)

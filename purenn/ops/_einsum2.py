@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from purenn.errors import ArgumentError, ShapeError
 
@@ -34,6 +35,8 @@ def einsum2(equation: str, a: Tensor, b: Tensor) -> Tensor:
         >>> torch.func.vmap(lambda x: einsum2("oi,i->o", w, x))(x).shape
         torch.Size([5, 4])
     """
+    if has_torch_function_variadic(a, b):
+        return handle_torch_function(einsum2, (a, b), equation, a, b)
     first, second, out = _parts(equation)
     lengths: dict[str, int] = {}
     for name, indices, operand in (("first", first, a), ("second", second, b)):
@@ -112,6 +115,9 @@ class _Einsum2(torch.autograd.Function):
 
 
 def _einsum2(first: str, second: str, out: str, a: Tensor, b: Tensor) -> Tensor:
+    if torch.compiler.is_dynamo_compiling():
+        # What reads Python cannot read a Function with a forward mode; unbatched, torch's own costs the same.
+        return torch.einsum(f"{first},{second}->{out}", a, b)
     return _Einsum2.apply(a, b, first, second, out)
 
 

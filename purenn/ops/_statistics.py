@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from purenn._modes import is_plain
 
@@ -62,6 +63,9 @@ def batch_norm(
     Source:
         Ioffe, Szegedy: Batch Normalization, 2015.
     """
+    if has_torch_function_variadic(x, weight, bias):
+        given = x, running_mean, running_var, weight, bias
+        return handle_torch_function(batch_norm, (x, weight, bias), *given, train=train, momentum=momentum, eps=eps)
     running = running_mean, running_var = _detached(running_mean), _detached(running_var)
     if not train and running_mean is not None and running_var is not None:
         if is_plain():
@@ -134,6 +138,8 @@ def group_norm(
     Source:
         Wu, He: Group Normalization, 2018.
     """
+    if has_torch_function_variadic(x, weight, bias):
+        return handle_torch_function(group_norm, (x, weight, bias), x, num_groups, weight, bias, eps=eps)
     if is_plain():
         return F.group_norm(x, num_groups, weight, bias, eps)
     if x.numel() == 0:
@@ -162,6 +168,8 @@ def layer_norm(
     Source:
         Ba, Kiros, Hinton: Layer Normalization, 2016.
     """
+    if has_torch_function_variadic(x, weight, bias):
+        return handle_torch_function(layer_norm, (x, weight, bias), x, normalized_shape, weight, bias, eps=eps)
     if is_plain():
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
     y = F.layer_norm(x, normalized_shape, None, None, eps)

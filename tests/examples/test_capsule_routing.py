@@ -1,0 +1,68 @@
+"""The comparison of routings, run as a user runs it: from the command line."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).parents[2]
+COMMAND = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / "capsule_routing.py")]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+
+
+def run(*options: str) -> subprocess.CompletedProcess:
+    """The finished example."""
+    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+
+
+def rows(out: str) -> dict[str, list[str]]:
+    """The cells of the table, by routing."""
+    cells = [
+        [cell.strip() for cell in line.strip("│ ").split("│")] for line in out.splitlines() if line.startswith("│")
+    ]
+    return {row[0]: row[1:] for row in cells if len(row) == 8}
+
+
+@pytest.mark.slow
+def test_compares_three_routings(tmp_path: Path, device_name: str) -> None:
+    """With its default options every routing gets most digits right, and per-sample gradients equal a loop."""
+    done = run("--out", str(tmp_path), "--device", device_name)
+    assert done.returncode == 0, done.stderr
+    found = rows(done.stdout)
+    assert set(found) == {"agreement", "attention", "inverted"}
+    for cells in found.values():
+        assert float(cells[1].rstrip("%")) >= 95
+        assert float(cells[6]) <= 1e-3
+    assert len((tmp_path / "capsule_routing.png").read_bytes()) > 20_000
+
+
+def test_one_epoch(tmp_path: Path) -> None:
+    """One epoch of a fourth routing writes the picture and the parameters."""
+    done = run("--epochs", "1", "--routings", "self", "--out", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert list(rows(done.stdout)) == ["self"]
+    assert re.search(r"picture and parameters: ", done.stdout)
+    assert (tmp_path / "capsule_routing.png").read_bytes().startswith(b"\x89PNG")
+    assert set(load_file(tmp_path / "self.safetensors")) >= {"conv.weight", "classes.routing.weight"}
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+        (["--routing-iterations", "-1"], "--routing-iterations must be at least 1, got -1"),
+        (["--device", "abacus"], "--device abacus cannot be used here: "),
+        (["--out", __file__], f"--out {__file__} is a file; give a folder"),
+        (["--routings", "postal"], "argument --routings: invalid choice: 'postal'"),
+    ],
+)
+def test_bad_options(options: list[str], text: str) -> None:
+    """A bad option ends the program with one line that names it, and status 2."""
+    done = run(*options)
+    assert done.returncode == 2
+    assert f"capsule_routing.py: error: {text}" in done.stderr
+    assert "Traceback" not in done.stderr

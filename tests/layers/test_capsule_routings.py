@@ -1,0 +1,230 @@
+"""Every routing against its paper written as loops, in both styles of batching, under all transformations."""
+
+from collections.abc import Callable
+
+import _capsules_by_loops as by_loops
+import pytest
+import torch
+from _transformations import check_transformations
+from torch import Tensor
+from torch.func import grad, vmap
+
+import bridge
+import purenn as pn
+from purenn.errors import ArgumentError, ShapeError
+from purenn.layers import (
+    AgreementRouting,
+    AttentionRouting,
+    Capsules,
+    EMRouting,
+    InvertedAttentionRouting,
+    SelfRouting,
+    agreement_routing,
+    attention_routing,
+    em_routing,
+    inverted_attention_routing,
+    self_routing,
+)
+
+DOUBLE = torch.float64
+BATCH, OUT, IN, OUT_DIM, IN_DIM = 3, 3, 4, 5, 2
+
+
+def draw(device: torch.device) -> dict[str, Tensor]:
+    """Votes and activations of a batch, and what the routings have as parameters."""
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=DOUBLE).to(device)
+
+    return {
+        "votes": normal(BATCH, OUT, IN, OUT_DIM),
+        "activations": normal(BATCH, IN).sigmoid(),
+        "logits": normal(BATCH, OUT, IN),
+        "use": normal(OUT),
+        "activation": normal(OUT),
+        "bias": normal(OUT, IN),
+        "scale": normal(OUT_DIM),
+        "shift": normal(OUT_DIM),
+    }
+
+
+Routing = Callable[[dict[str, Tensor], Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+
+ROUTINGS: dict[str, tuple[Routing, Routing]] = {
+    "agreement": (
+        lambda d, v, a, x: agreement_routing(v, a),
+        lambda d, v, a, x: lengths_too(by_loops.dynamic(v, 3)),
+    ),
+    "leaky agreement": (
+        lambda d, v, a, x: agreement_routing(v, a, leaky=True, iterations=2),
+        lambda d, v, a, x: lengths_too(by_loops.dynamic(v, 2, leaky=True)),
+    ),
+    "EM": (
+        lambda d, v, a, x: em_routing(v, a, d["use"], d["activation"], inverse_temperature=0.5, eps=1e-3),
+        lambda d, v, a, x: by_loops.em(v, a.expand(OUT, IN), d["use"], d["activation"], 3, 0.5, 1e-3),
+    ),
+    "self": (
+        lambda d, v, a, x: self_routing(v, a, x, eps=0.0),
+        lambda d, v, a, x: by_loops.self_routed(v, a, x),
+    ),
+    "attention": (
+        lambda d, v, a, x: attention_routing(v, a, d["bias"]),
+        lambda d, v, a, x: lengths_too(by_loops.attention(v, d["bias"])),
+    ),
+    "inverted attention": (
+        lambda d, v, a, x: inverted_attention_routing(v, a, d["scale"], d["shift"], iterations=3),
+        lambda d, v, a, x: lengths_too(by_loops.inverted_attention(v, d["scale"], d["shift"], 3, 1e-5)),
+    ),
+}
+
+
+def lengths_too(poses: Tensor) -> tuple[Tensor, Tensor]:
+    return poses, poses.norm(dim=-1)
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_equals_the_paper(name: str, device: torch.device) -> None:
+    """Poses, activations and their gradients are those of the procedure written capsule by capsule."""
+    ours, theirs = ROUTINGS[name]
+    d = draw(device)
+    one = (d["votes"][0], d["activations"][0], d["logits"][0])
+    for got, expected in zip(ours(d, *one), theirs(d, *one), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+    def loss(routing: Routing) -> Callable[..., Tensor]:
+        return lambda *args: sum(x.sin().sum() for x in routing(d, *args))
+
+    found, right = (grad(loss(routing), (0, 1, 2))(*one) for routing in (ours, theirs))
+    for got, expected in zip(found, right, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_vmap_equals_the_native_batch(name: str, device: torch.device) -> None:
+    """One example batched by vmap, a native batch, and a batch of two axes are the same."""
+    d = draw(device)
+    ours = ROUTINGS[name][0]
+    batch = (d["votes"], d["activations"], d["logits"])
+    native = ours(d, *batch)
+    for got, expected in zip(vmap(lambda *args: tuple(ours(d, *args)))(*batch), native, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+    for got, expected in zip(ours(d, *(x[None] for x in batch)), native, strict=True):
+        torch.testing.assert_close(got[0], expected, rtol=0, atol=1e-13)
+    alone = ours(d, *(x[:1] for x in batch))
+    for got, expected in zip(alone, native, strict=True):
+        torch.testing.assert_close(got[0], expected[0], rtol=0, atol=1e-13)
+
+
+def layer(name: str, seed: int, device: torch.device) -> Capsules:
+    keys = pn.random.split(pn.random.key(seed, device))
+    costs = 0.3 * torch.randn(2, OUT, generator=torch.Generator().manual_seed(seed), dtype=DOUBLE).to(device)
+    routing = {
+        "agreement": lambda: AgreementRouting(2),
+        "EM": lambda: EMRouting(costs[0], costs[1], 2, 0.5),
+        "self": lambda: SelfRouting.init(keys[0], IN, OUT, in_dim=IN_DIM, dtype=DOUBLE),
+        "attention": lambda: AttentionRouting(
+            torch.linspace(0, 1, OUT * IN, dtype=DOUBLE, device=device).view(OUT, IN)
+        ),
+        "inverted attention": lambda: InvertedAttentionRouting.init(keys[0], OUT_DIM, dtype=DOUBLE),
+    }[name]()
+    return Capsules.init(keys[1], IN, OUT, routing, in_dim=IN_DIM, out_dim=OUT_DIM, std=1.0, dtype=DOUBLE)
+
+
+LAYERS = ["agreement", "EM", "self", "attention", "inverted attention"]
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_transformations(name: str, device: torch.device) -> None:
+    """A layer with any routing keeps every promise of a layer."""
+    inputs = torch.randn(2, IN, IN_DIM + 1, generator=torch.Generator().manual_seed(1), dtype=DOUBLE).to(device)
+
+    def apply(p: Capsules, x: Tensor) -> Tensor:
+        poses, activations = p(x[..., 1:], x[..., 0].sigmoid())
+        return torch.cat([poses, activations.unsqueeze(-1)], -1)
+
+    check_transformations(lambda seed: layer(name, seed, device), apply, inputs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_carried_by_a_module(name: str, device: torch.device) -> None:
+    """The module gives the same, its routing is a module whose hooks fire, and it comes back."""
+    p = layer(name, 0, device)
+    module = bridge.to_module(p)
+    x = torch.randn(BATCH, IN, IN_DIM, dtype=DOUBLE, device=device)
+    activations = torch.rand(BATCH, IN, dtype=DOUBLE, device=device)
+    fired: list[str] = []
+    module.routing.register_forward_hook(lambda *_: fired.append("routing"))
+    for got, expected in zip(module(x, activations), p(x, activations), strict=True):
+        assert torch.equal(got, expected)
+    assert fired == ["routing"]
+    assert pn.tree.equal(bridge.from_module(module), p)
+    assert repr(p).startswith("Capsules(")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("name", ROUTINGS)
+def test_dtype_is_kept(name: str, dtype: torch.dtype, device: torch.device) -> None:
+    """Results keep the dtype of the votes and are finite, at votes of zero as well."""
+    d = {key: value.to(dtype) for key, value in draw(device).items()}
+    d |= {key: d[key].float() for key in ("use", "activation")}
+    for scale in (1, 0):
+        for got in ROUTINGS[name][0](d, d["votes"] * scale, d["activations"], d["logits"]):
+            assert got.dtype == dtype
+            assert got.isfinite().all()
+
+
+def test_gradients_at_votes_of_zero(device: torch.device) -> None:
+    """No routing has an infinite gradient where all votes are zero."""
+    d = draw(device)
+    for ours, _ in ROUTINGS.values():
+
+        def loss(votes: Tensor, ours: Routing = ours) -> Tensor:
+            return sum(x.sum() for x in ours(d, votes, d["activations"], d["logits"]))
+
+        assert grad(loss)(torch.zeros_like(d["votes"])).isfinite().all()
+
+
+def test_matrices(device: torch.device) -> None:
+    """Capsules that are matrices are multiplied by matrices, from the right."""
+    p = Capsules.init(
+        pn.random.key(0, device), IN, OUT, AttentionRouting.init(IN, OUT), in_dim=9, out_dim=9, matrix=True
+    )
+    assert p.weight.shape == (OUT, IN, 3, 3)
+    p = pn.tree.to(p, DOUBLE)
+    x = torch.randn(BATCH, IN, 9, dtype=DOUBLE, device=device)
+    votes = torch.stack(
+        [torch.stack([(x[:, i].view(-1, 3, 3) @ p.weight[o, i]).flatten(1) for i in range(IN)], 1) for o in range(OUT)],
+        1,
+    )
+    for got, expected in zip(p(x), attention_routing(votes, None, p.routing.bias), strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-13)
+    torch.testing.assert_close(vmap(lambda x: p(x).poses)(x), p(x).poses, rtol=0, atol=1e-13)
+
+
+def test_errors(device: torch.device) -> None:
+    """What does not fit is said: shapes, missing activations, iterations."""
+    d = draw(device)
+    with pytest.raises(ShapeError) as error:
+        em_routing(d["votes"], d["activations"][0], d["use"], d["activation"])
+    assert str(error.value) == (
+        "em_routing: expected votes [*batch, out_caps, in_caps, out_dim] and activations [*batch, in_caps], got votes "
+        "(3, 3, 4, 5) and activations (4,)."
+    )
+    with pytest.raises(ArgumentError) as error:
+        self_routing(d["votes"], None, d["logits"])
+    assert (
+        str(error.value) == "self_routing: this routing needs the activations of the input capsules, [*batch, in_caps]."
+    )
+    with pytest.raises(ArgumentError) as error:
+        layer("self", 0, device).routing(d["votes"], d["activations"])
+    assert str(error.value) == "SelfRouting: expected the pair of a weight and input capsules, got votes."
+    with pytest.raises(ArgumentError) as error:
+        inverted_attention_routing(d["votes"], iterations=0)
+    assert str(error.value) == "inverted_attention_routing: iterations must be at least 1, got 0."
+    with pytest.raises(ShapeError) as error:
+        layer("EM", 0, device)(torch.zeros(IN + 1, IN_DIM, dtype=DOUBLE, device=device))
+    assert str(error.value) == (
+        "em_routing: expected a weight [out_caps, in_caps, out_dim, in_dim] and capsules [*batch, in_caps, in_dim], or "
+        "a weight [out_caps, in_caps, n, m] and matrices [*batch, in_caps, n * n], got (3, 4, 5, 2) and (5, 2)."
+    )
