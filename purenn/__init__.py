@@ -1,7 +1,22 @@
 """Functional neural networks on PyTorch: pure functions over immutable parameter trees."""
 
-from purenn import errors, initializers, layers, losses, models, ops, optim, random, transforms, tree
+from purenn import (
+    distributed,
+    errors,
+    initializers,
+    layers,
+    losses,
+    meta,
+    models,
+    ops,
+    optim,
+    privacy,
+    random,
+    transforms,
+    tree,
+)
 from purenn._version import __version__
+from purenn.meta import implicit
 from purenn.transforms import (
     assert_max_traces,
     capture,
@@ -20,6 +35,7 @@ from purenn.transforms import (
     jacrev,
     jit,
     jvp,
+    per_sample,
     perturb,
     remat,
     scan,
@@ -57,12 +73,14 @@ __all__ = [
     "container",
     "custom_jvp",
     "custom_vjp",
+    "distributed",
     "ensemble",
     "errors",
     "explain",
     "fori_loop",
     "grad",
     "hessian",
+    "implicit",
     "initializers",
     "intervene",
     "is_stateful",
@@ -73,10 +91,13 @@ __all__ = [
     "layers",
     "load",
     "losses",
+    "meta",
     "models",
     "ops",
     "optim",
+    "per_sample",
     "perturb",
+    "privacy",
     "random",
     "remat",
     "replace",

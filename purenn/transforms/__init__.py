@@ -1,5 +1,6 @@
 """Transformations of pure functions: derivatives and batching, with whole models as arguments."""
 
+from purenn.transforms import per_sample
 from purenn.transforms._capture import capture, intervene, perturb
 from purenn.transforms._check_grads import check_grads
 from purenn.transforms._check_numerics import check_numerics
@@ -37,6 +38,7 @@ __all__ = [
     "jacrev",
     "jit",
     "jvp",
+    "per_sample",
     "perturb",
     "remat",
     "scan",

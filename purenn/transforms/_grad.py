@@ -12,6 +12,7 @@ from torch import Tensor
 from purenn.random import strict
 from purenn.transforms._lean import Closures, lean_value_and_grad, outermost, wants_outer_graph
 from purenn.transforms._leaves import Problem, problem, scalar_output, split_aux, versions
+from purenn.transforms._nested import can_nest, nested_value_and_grad
 from purenn.transforms._translate import refuse_writes, translated
 
 A = TypeVar("A")
@@ -112,7 +113,7 @@ def _differentiate(
             if isinstance(done, bool):
                 # A function that has been run in vain uses its keys again, which is no fault of its own.
                 with strict(enabled=False) if done else contextlib.nullcontext():
-                    done = _by_functorch(name, call, has_aux)
+                    done = (nested_value_and_grad if can_nest() else _by_functorch)(name, call, has_aux)
             value, aux, gradients = done
         refuse_writes(name, [path for path, _ in others], before, versions([value for _, value in others]))
         return value, aux, call.derivative(gradients)

@@ -8,6 +8,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
 import attrs
 import optree
+import torch
 from torch import Tensor, fx
 
 from purenn._modes import is_plain
@@ -25,6 +26,7 @@ from purenn.transforms._jit_key import (
     places_of,
     what_changed,
 )
+from purenn.transforms._lean import graph_is_differentiated
 from purenn.transforms._program import Tracing, called_by, tracing_for
 from purenn.tree._watch import is_watched
 
@@ -196,7 +198,9 @@ class Jitted(Generic[P, R]):
             outcome["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in results]
             return [leaf for leaf in results if isinstance(leaf, Tensor)]
 
-        graph = trace("jit", flat, tensors, tracing.mode)
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        with graph_is_differentiated(wanted):
+            graph = trace("jit", flat, tensors, tracing.mode)
         constants = lift_constants(graph)
         names = input_labels(call, places)
         refuse_mutations("jit", graph, [*names, *["a tensor that it closes over"] * len(constants)])

@@ -160,6 +160,46 @@ def transformations() -> None:
     pn.grad(loss)(p, x, scael=2.0)  # pyright: ignore[reportCallIssue]
 
 
+def optimisers() -> None:
+    """An optimiser keeps the class of the parameters."""
+    p = Linear.init(key, 3, 2)
+    for optimizer in (pn.optim.adam(1e-3), pn.optim.sgd(lambda step: 0.1 / (1 + step)), pn.optim.sophia(1e-3)):
+        assert_type(optimizer, pn.optim.GradientTransformation)
+        assert_type(optimizer.init(p), Any)
+        assert_type(optimizer.update(p, optimizer.init(p), p), tuple[Any, Any])
+        assert_type(optimizer.step(p, p, optimizer.init(p)), tuple[Linear, Any])
+        assert_type(optimizer.step(p, p, optimizer.init(p), donate=True)[0], Linear)
+    assert_type(pn.optim.apply_updates(p, p), Linear)
+    assert_type(pn.optim.chain(pn.optim.clip_by_global_norm(1.0)), pn.optim.GradientTransformation)
+    assert_type(pn.optim.masked(pn.optim.add_decayed_weights(x), "bias"), pn.optim.GradientTransformation)
+    assert_type(pn.optim.inject_hyperparams(pn.optim.adamw)(1e-3), pn.optim.GradientTransformation)
+    assert_type(pn.optim.global_norm(p), Tensor)
+    assert_type(pn.optim.observe_curvature(pn.optim.SophiaState(x, p, p), p), pn.optim.SophiaState)
+    pn.optim.adam("fast")  # pyright: ignore[reportArgumentType]
+    pn.optim.adam(1e-3, beta1=0.9)  # pyright: ignore[reportCallIssue]
+    pn.optim.adam(1e-3).step(p, p)  # pyright: ignore[reportCallIssue]
+    pn.optim.inject_hyperparams(pn.optim.adamw)(1e-3, decay=0.1)  # pyright: ignore[reportCallIssue]
+    pn.optim.multi_transform([("bias", 0.1)])  # pyright: ignore[reportArgumentType]
+
+
+def meta_learning() -> None:
+    """Implicit functions keep their signature, estimates come as a value and a gradient."""
+    p = Linear.init(key, 3, 2)
+    assert_type(pn.implicit(scale, root=lambda y, p, x: y - x)(Scale(x), x), Tensor)
+    assert_type(pn.implicit(linear, fixed_point=linear)(p, x), Tensor)
+    assert_type(pn.meta.evolution_gradient(loss, std=0.1)(key, p, x), tuple[Tensor, Any])
+    pes = pn.meta.persistent_evolution(lambda p, w: (w, w), std=0.1)
+    assert_type(pes, pn.meta.PersistentEvolution)
+    assert_type(pes.init(p, x), pn.meta.PersistentState)
+    assert_type(pes.estimate(key, p, pes.init(p, x)), tuple[Tensor, Any, pn.meta.PersistentState])
+    assert_type(pn.meta.MLPOptimizer.init(key), pn.meta.MLPOptimizer)
+    assert_type(pn.meta.mlp_optimizer(pn.meta.MLPOptimizer.init(key)), pn.optim.GradientTransformation)
+    assert_type(pn.meta.lstm_optimizer(pn.meta.LSTMOptimizer.init(key)), pn.optim.GradientTransformation)
+    pn.implicit(linear, solver="cg")(x, p)  # pyright: ignore[reportArgumentType]
+    pn.implicit(linear, "cg")  # pyright: ignore[reportCallIssue]
+    pn.meta.mlp_optimizer(p)  # pyright: ignore[reportArgumentType]
+
+
 def randomness() -> None:
     """Keys and draws are tensors."""
     assert_type(pn.random.key(0), Tensor)

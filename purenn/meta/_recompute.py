@@ -1,0 +1,151 @@
+"""A function that keeps its arguments only, and is computed again when its gradient is asked for.
+
+`pn.remat` does the same with torch's checkpoint, which cannot run within transformations. Here it is an operation of
+its own, whose gradient runs the function anew: within gradients of gradients, vmap, and vmap over tasks alike.
+"""
+
+import contextlib
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import attrs
+import optree
+import torch
+from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+
+from purenn._modes import differentiated_again
+from purenn.errors import GradientError
+from purenn.random import strict
+from purenn.transforms._lean import alone, reaches_others, running
+from purenn.transforms._nested import Examples, are_stacked, fresh, is_below_transformations, pulled, stacked_tasks
+from purenn.transforms._operation import differentiable
+from purenn.transforms._program import rebuilt
+from purenn.tree._walk import unflatten
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def recomputed(fn: Callable[P, R]) -> Callable[P, R]:
+    """A pure function of trees as one operation that keeps nothing but its arguments and what it closes over."""
+    captured: dict[int, Tensor] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        if tensor.requires_grad or is_functorch_wrapped_tensor(tensor):
+            captured[id(tensor)] = tensor
+        return tensor
+
+    rebuilt(fn, note, {})
+    outer = list(captured.values())
+
+    @functools.wraps(fn)
+    def run(*args: P.args, **kwargs: P.kwargs) -> R:
+        leaves, spec = optree.tree_flatten((args, kwargs))  # pyright: ignore[reportArgumentType]
+        call = _Call(fn, list(captured), leaves, spec, are_stacked())
+        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+        results = iter(_Recomputed.apply(call, *outer, *tensors))
+        outputs = [next(results) if leaf is None else leaf for leaf in call.outcome["leaves"]]
+        return unflatten(call.outcome["spec"], outputs)
+
+    return run
+
+
+@attrs.frozen(eq=False)
+class _Call:
+    """One call: what is not a tensor.
+
+    Attributes:
+        fn: the function.
+        captured: the ids of the tensors that it closes over and that come first among the operation's.
+        leaves: the leaves of its arguments.
+        spec: their structure.
+        stacked: whether it is called under `stacked_tasks`.
+        outcome: structure of the result, and its leaves with None for tensors.
+    """
+
+    fn: Callable[..., Any]
+    captured: list[int]
+    leaves: list[Any]
+    spec: optree.PyTreeSpec
+    stacked: bool
+    outcome: dict[str, Any] = attrs.field(factory=dict)
+
+    def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of the result."""
+        count = len(self.captured)
+        outer, given = dict(zip(self.captured, tensors[:count], strict=True)), iter(tensors[count:])
+        fn = rebuilt(self.fn, lambda t: outer.get(id(t), t), {}) if outer else self.fn
+        tree = unflatten(self.spec, [next(given) if isinstance(x, Tensor) else x for x in self.leaves])
+        leaves, self.outcome["spec"] = optree.tree_flatten(fn(*tree[0], **tree[1]))
+        self.outcome["leaves"] = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
+
+
+class _Recomputed(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
+        with alone(), stacked_tasks(call.stacked):
+            results = call(tensors)
+        # An argument returned as it is would be a view of an input.
+        return tuple([result.detach().clone() if any(result is t for t in tensors) else result for result in results])
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple[Tensor, ...]) -> None:
+        ctx.call, *tensors = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+        places = set(differentiable(output))
+        ctx.mark_non_differentiable(*[result for n, result in enumerate(output) if n not in places])
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
+        tensors = ctx.saved_tensors
+        wanted = [n for n in differentiable(tensors) if ctx.needs_input_grad[n + 1]]
+        given = {n: cotangent for n, cotangent in enumerate(cotangents) if cotangent is not None}
+        gradients: list[Tensor | None] = [None] * len(tensors)
+        if wanted and given:
+            with strict(enabled=False), stacked_tasks(ctx.call.stacked):
+                found = (_pull if is_below_transformations() else _pull_by_functorch)(ctx.call, tensors, wanted, given)
+            for place, gradient in zip(wanted, found, strict=True):
+                gradients[place] = gradient
+        return (None, *gradients)
+
+
+def _pull(call: _Call, tensors: Sequence[Tensor], wanted: list[int], given: dict[int, Tensor]) -> list[Tensor]:
+    examples, recorded = Examples.around(), torch.is_grad_enabled()
+    with torch.enable_grad():
+        leaves = [examples.out_of(tensors[n]) for n in wanted]
+        leaves = fresh(leaves if recorded else [leaf.detach() for leaf in leaves])
+        again = differentiated_again() if recorded else contextlib.nullcontext()
+        with running(), again:
+            results = call(_filled(tensors, wanted, [examples.into(leaf) for leaf in leaves]))
+        outputs = [examples.out_of(results[n]) for n in given]
+        if not recorded and reaches_others(outputs, leaves):
+            raise GradientError(
+                "inner_loop: with remat or unroll='vjp', the loss or the optimiser reaches a tensor that requires grad "
+                "through a global variable or an object's attribute, where it cannot be found. Pass it as an argument, "
+                "or refer to it by a local variable of the surrounding function."
+            )
+        found = pulled(outputs, leaves, [examples.out_of(cotangent) for cotangent in given.values()], recorded)
+    return [examples.into(gradient) for gradient in found]
+
+
+def _pull_by_functorch(
+    call: _Call, tensors: Sequence[Tensor], wanted: list[int], given: dict[int, Tensor]
+) -> list[Tensor]:
+    def of(*values: Tensor) -> tuple[Tensor, ...]:
+        results = call(_filled(tensors, wanted, values))
+        return tuple([results[n] for n in given])
+
+    return list(torch.func.vjp(of, *[tensors[n] for n in wanted])[1](tuple(given.values())))
+
+
+def _filled(tensors: Sequence[Tensor], places: list[int], values: Sequence[Tensor]) -> list[Tensor]:
+    full = list(tensors)
+    for place, value in zip(places, values, strict=True):
+        full[place] = value
+    return full

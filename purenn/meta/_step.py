@@ -1,0 +1,75 @@
+"""One step of an inner loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import attrs
+from torch import Tensor
+
+from purenn.optim import GradientTransformation, apply_updates
+from purenn.transforms import value_and_grad
+from purenn.transforms._lean import alone, outermost
+from purenn.transforms._leaves import Problem, detached, split_aux, take_apart
+from purenn.transforms._nested import can_nest, nested_value_and_grad
+from purenn.tree import combine, partition
+
+Carry = tuple[Any, Any]
+
+
+@attrs.frozen(eq=False)
+class Step:
+    """A gradient and a step of an optimiser.
+
+    Attributes:
+        loss: ``loss(params, *args, **kwargs)``.
+        optimizer: the optimiser.
+        stateful: whether the loss returns new parameters too, for their buffers.
+        whole: made of `loss`, its value and gradient where nothing special can be done.
+    """
+
+    loss: Callable[..., Any]
+    optimizer: GradientTransformation
+    stateful: bool
+    whole: Callable[..., Any]
+
+    @classmethod
+    def of(cls, loss: Callable[..., Any], optimizer: GradientTransformation, stateful: bool) -> "Step":
+        """The step of a loss and an optimiser."""
+        return cls(loss, optimizer, stateful, value_and_grad(loss, has_aux=stateful))
+
+    def differentiable(self, carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Carry, Tensor]:
+        """The new carry, and the loss before the step."""
+        params, state = carry
+        value, new, grads = self._gradient(params, rest, args, kwargs)
+        return self._moved(params if new is None else new, grads, state), value
+
+    def constant(self, carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Carry, Tensor]:
+        """The same with a gradient that counts as a constant."""
+        params, state = carry
+        with alone():
+            value, new, grads = detached(self._gradient(detached(params), detached(rest), args, kwargs))
+        if new is not None:
+            params = combine(partition(params, kind="parameter")[0], partition(new, kind="buffer")[0])
+        return self._moved(params, grads, state), value
+
+    def _gradient(self, params: Any, rest: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Any]:
+        loss, whole = self.loss, self.whole
+        if rest is not None:
+            loss = _with_rest(self.loss, rest)
+            whole = value_and_grad(loss, has_aux=self.stateful)
+        if can_nest() and not outermost():
+            # What `value_and_grad` would do as well, but for looking at everything that it is given.
+            problem = Problem(loss, (params, *args), kwargs, (0,), (take_apart(params),), True)
+            value, new, gradients = nested_value_and_grad("inner_loop", problem, self.stateful)
+            return value, new, problem.derivative(gradients)
+        found, grads = whole(params, *args, **kwargs)
+        value, new = split_aux("inner_loop", found, self.stateful)
+        return value, new, grads
+
+    def _moved(self, params: Any, grads: Any, state: Any) -> Carry:
+        updates, state = self.optimizer.update(grads, state, params)
+        return apply_updates(params, updates), state
+
+
+def _with_rest(loss: Callable[..., Any], rest: Any) -> Callable[..., Any]:
+    return lambda part, *args, **kwargs: loss(combine(part, rest), *args, **kwargs)

@@ -1,0 +1,176 @@
+"""The gradient of the mean of many tasks' losses."""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from purenn.errors import ArgumentError
+from purenn.meta._choice import Chooser
+from purenn.meta._entries import count_of, entry
+from purenn.transforms import value_and_grad as value_and_grad_of
+from purenn.transforms import vmap
+from purenn.transforms._leaves import split_aux, take_apart
+from purenn.transforms._nested import stacked_tasks
+from purenn.tree import map as tree_map
+
+
+class Found(NamedTuple):
+    """What some tasks give.
+
+    Attributes:
+        value: the sum of their losses.
+        gradients: the sum of their gradients.
+        aux: their auxiliary outputs, stacked; None if there are none.
+    """
+
+    value: Tensor
+    gradients: Any
+    aux: Any
+
+
+def grad(
+    task_loss: Callable[..., Any],
+    how: Literal["auto", "vmap", "sum", "loop"] = "auto",
+    *,
+    chunk: int | None = None,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """The gradient of the mean loss of many tasks: the meta-gradient.
+
+    The task loss usually adapts the parameters first, by an `inner_loop` or by `pn.grad` in its own code. All ways give
+    the same numbers; they differ in time and memory:
+
+    - "vmap" makes one batched gradient of all tasks' and takes the mean after. Best under `pn.jit`.
+    - "sum" gives each task its own copy of the parameters and differentiates the sum of the losses, by ordinary
+      operations on stacked tensors. Best in eager for small models.
+    - "loop" takes the tasks one by one. Best for convolutions on the CPU, and least memory.
+    - "auto" is "loop" for convolutions on the CPU, otherwise "sum" in eager and "vmap" under `pn.jit` and within other
+      transformations. `meta.choose` says which and why; so does the logger ``purenn.meta``.
+
+    Args:
+        task_loss: ``task_loss(params, *task)`` of one task returns a scalar, with `has_aux` ``(scalar, auxiliary)``.
+        how: "auto", "vmap", "sum" or "loop". Default: "auto".
+        chunk: how many tasks "vmap" and "sum" take at a time. Default: all.
+        has_aux: whether there is an auxiliary output, a tree of tensors. Default: False.
+
+    Returns:
+        A function of ``(params, *tasks)``, where every tensor in `tasks` has a leading axis for the tasks. It returns
+        the gradients; with `has_aux` ``(gradients, auxiliary)``, the latter stacked along a leading axis.
+
+    Raises:
+        ArgumentError: an unknown `how`, or a chunk below 1.
+        BatchingError: when called: the leading axes differ or are empty, or there is no task.
+        GradientError: when called: nothing to differentiate, or a task's value is no real scalar.
+
+    Example:
+        >>> import torch, purenn as pn
+        >>> loss = lambda p, x: (p["w"] - x).square()
+        >>> adapt = pn.meta.inner_loop(loss, pn.optim.sgd(0.25), steps=1)
+        >>> meta_gradient = pn.meta.grad(lambda p, x: loss(adapt(p, x)[0], x))
+        >>> meta_gradient({"w": torch.tensor(0.0)}, torch.tensor([1.0, 2.0, 3.0]))
+        {'w': tensor(-1.)}
+    """
+    both = value_and_grad(task_loss, how, chunk=chunk, has_aux=has_aux)
+
+    @functools.wraps(task_loss)
+    def gradient(params: Any, *tasks: Any) -> Any:
+        found, gradients = both(params, *tasks)
+        return (gradients, found[1]) if has_aux else gradients
+
+    return gradient
+
+
+def value_and_grad(
+    task_loss: Callable[..., Any],
+    how: Literal["auto", "vmap", "sum", "loop"] = "auto",
+    *,
+    chunk: int | None = None,
+    has_aux: bool = False,
+) -> Callable[..., Any]:
+    """As `grad`, but returning ``(mean loss, gradients)``, with `has_aux` ``((mean loss, auxiliary), gradients)``."""
+    if how != "auto" and how not in _WAYS:
+        raise ArgumentError(f"meta.grad: how must be 'auto', 'vmap', 'sum' or 'loop', got {how!r}.")
+    if chunk is not None and chunk < 1:
+        raise ArgumentError(f"meta.grad: chunk must be at least 1, got {chunk}.")
+    chooser = Chooser(task_loss)
+    ways = {name: make(task_loss, has_aux) for name, make in _WAYS.items()}
+
+    @functools.wraps(task_loss)
+    def value_and_gradient(params: Any, *tasks: Any) -> Any:
+        count = count_of("meta.grad", tasks)
+        way = chooser(params, *tasks).how if how == "auto" else how
+        size = 1 if way == "loop" else chunk or count
+        parts = [ways[way](params, part) for part in _parts(tasks, count, size)]
+        total = _added([Found(part.value, part.gradients, None) for part in parts])
+        value, gradients = total.value / count, tree_map(lambda g: g / count, total.gradients)
+        if not has_aux:
+            return value, gradients
+        aux: Any = parts[0].aux if len(parts) == 1 else tree_map(lambda *x: torch.cat(x), *[p.aux for p in parts])
+        return (value, aux), gradients
+
+    return value_and_gradient
+
+
+# Each of the ways makes a function of the parameters and of some tasks.
+
+
+def _by_vmap(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tuple], Found]:
+    of_one = value_and_grad_of(task_loss, has_aux=has_aux)
+
+    def found(params: Any, tasks: tuple) -> Found:
+        many = vmap(lambda task: of_one(params, *task))
+        values, gradients = many(tasks)
+        values, aux = split_aux("meta.grad", values, has_aux)
+        return Found(values.sum(), tree_map(lambda g: g.sum(0), gradients), aux)
+
+    return found
+
+
+def _by_sum(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tuple], Found]:
+    def total(params: Any, tasks: tuple) -> tuple[Tensor, Any]:
+        argument, count = take_apart(params), count_of("meta.grad", tasks)
+        copies = [value.expand(count, *value.shape) for value in argument.values]
+
+        def one(values: list[Tensor], task: tuple) -> tuple[Tensor, Any]:
+            return split_aux("meta.grad", task_loss(argument.rebuilt(values), *task), has_aux)
+
+        with stacked_tasks():
+            values, aux = vmap(one)(copies, tasks)
+        return values.sum(), aux
+
+    of_all = value_and_grad_of(total, has_aux=True)
+
+    def found(params: Any, tasks: tuple) -> Found:
+        (value, aux), gradients = of_all(params, tasks)
+        return Found(value, gradients, aux)
+
+    return found
+
+
+def _by_loop(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tuple], Found]:
+    of_one = value_and_grad_of(task_loss, has_aux=has_aux)
+
+    def found(params: Any, tasks: tuple) -> Found:
+        value, gradients = of_one(params, *entry(tasks, 0))
+        value, aux = split_aux("meta.grad", value, has_aux)
+        return Found(value, gradients, tree_map(lambda x: x[None], aux))
+
+    return found
+
+
+_WAYS = {"vmap": _by_vmap, "sum": _by_sum, "loop": _by_loop}
+
+
+def _added(parts: list[Found]) -> Found:
+    return functools.reduce(lambda a, b: tree_map(torch.add, a, b), parts)
+
+
+def _parts(tasks: tuple, count: int, size: int) -> Iterator[tuple]:
+    if size >= count:
+        yield tasks
+        return
+    for start in range(0, count, size):
+        yield entry(tasks, slice(start, start + size))

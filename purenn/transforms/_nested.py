@@ -1,0 +1,168 @@
+"""Gradients that are differentiated again, by plain autograd that records their graph.
+
+Inside a lean gradient, and where somebody outside wants a graph, plain autograd with ``create_graph`` gives the numbers
+of `torch.func.grad` in half the time: there is no level of functorch between an operation and its kernel. It needs that
+no such level is around, with one exception. Under a vmap over tasks whose parameters are all stacked, the gradient of
+each task's loss is the gradient of the sum of all of them, so it is taken below the vmap, of ordinary tensors.
+"""
+
+import contextlib
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch._C._functorch import (
+    TransformType,
+    _add_batch_dim,
+    _remove_batch_dim,
+    get_interpreter_stack,
+    is_batchedtensor,
+    maybe_current_level,
+)
+from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter, temporarily_clear_interpreter_stack
+from torch.overrides import TorchFunctionMode
+
+from purenn._modes import differentiated_again
+from purenn.errors import MutationError
+from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, running
+from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, versions
+
+
+class _Stacked(threading.local):
+    active = False
+
+
+_stacked = _Stacked()
+
+
+@contextlib.contextmanager
+def stacked_tasks(active: bool = True) -> Iterator[None]:
+    """Within this context, gradients directly under one vmap are those of the sum over its examples."""
+    before, _stacked.active = _stacked.active, active
+    try:
+        yield
+    finally:
+        _stacked.active = before
+
+
+def are_stacked() -> bool:
+    """Whether `stacked_tasks` is active."""
+    return _stacked.active
+
+
+class _Linear(TorchFunctionMode):
+    """Linear maps of all tasks as one batched product: what vmap makes of them has twice the operations."""
+
+    def __init__(self, examples: "Examples") -> None:
+        super().__init__()
+        self.examples = examples
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        if func is F.linear and maybe_current_level() == self.examples.level:
+            found = _stacked_linear(self.examples, *args, **(kwargs or {}))
+            if found is not None:
+                return found
+        return func(*args, **(kwargs or {}))
+
+
+def _stacked_linear(examples: "Examples", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if not (x.dim() == weight.dim() == 2 and is_batchedtensor(x) and is_batchedtensor(weight)):
+        return None
+    rows, matrices = examples.out_of(x), examples.out_of(weight).mT
+    if bias is None:
+        return examples.into(torch.bmm(rows, matrices))
+    return examples.into(torch.baddbmm(examples.out_of(bias).unsqueeze(1), rows, matrices))
+
+
+def is_below_transformations() -> bool:
+    """Whether plain autograd sees what is computed here, or the tasks of `stacked_tasks`."""
+    if not by_plain_autograd():
+        return False
+    levels = get_interpreter_stack()
+    return not levels or (_stacked.active and len(levels) == 1 and levels[0].key() == TransformType.Vmap)
+
+
+def can_nest() -> bool:
+    """Whether plain autograd can take a gradient here that is differentiated again."""
+    return (torch.is_grad_enabled() or is_alone()) and is_below_transformations()
+
+
+def nested_value_and_grad(name: str, problem: Problem, has_aux: bool) -> tuple[Tensor, Any, list[Tensor]]:
+    """Value, auxiliary output and gradients, with their graphs if somebody may want them."""
+    examples, recorded = Examples.around(), not is_alone()
+    given = [examples.out_of(value) for value in problem.values]
+    before = versions(given)
+    with torch.enable_grad():
+        leaves = fresh(given)
+        with running(), differentiated_again(), _Linear(examples) if examples.level else contextlib.nullcontext():
+            value, aux = split_aux(name, problem.call([examples.into(leaf) for leaf in leaves]), has_aux)
+        scalar_output(name, value)
+        if versions(given) != before:
+            raise MutationError(
+                f"{name}: the function writes in place into a parameter that is being differentiated. Arguments are "
+                f"never changed: write `w = w + d` instead of `w.add_(d)` or `w += d`."
+            )
+        gradients = pulled([examples.out_of(value).sum()], leaves, None, recorded)
+    if not recorded:
+        value, aux = value.detach(), detached(aux)
+    return value, aux, [examples.into(gradient) for gradient in gradients]
+
+
+def pulled(
+    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor] | None, recorded: bool
+) -> list[Tensor]:
+    """Gradients by plain autograd, of tensors below all transformations; zeros where nothing depends on a leaf."""
+    pairs = zip(outputs, cotangents or [None] * len(outputs), strict=True)
+    reached = [(output, cotangent) for output, cotangent in pairs if output.requires_grad]
+    with temporarily_clear_interpreter_stack():
+        if not reached:
+            return [torch.zeros_like(leaf) for leaf in leaves]
+        roots, given = zip(*reached, strict=True)
+        return list(
+            torch.autograd.grad(roots, leaves, given, create_graph=recorded, allow_unused=True, materialize_grads=True)
+        )
+
+
+def fresh(values: Sequence[Tensor]) -> list[Tensor]:
+    """Tensors to differentiate with respect to, in the graphs of some values if they have one.
+
+    Not the values themselves: a function may close over one, which it is then not differentiated by.
+    """
+    with temporarily_clear_interpreter_stack():
+        return [value.view_as(value) if value.requires_grad else _leaf(value) for value in values]
+
+
+def _leaf(value: Tensor) -> Tensor:
+    leaf = value.detach().requires_grad_()
+    setattr(leaf, NESTED, True)
+    return leaf
+
+
+class Examples:
+    """The tasks of the vmap around, if there is one: in and out of its level.
+
+    Attributes:
+        level: that of the vmap, 0 if there is none.
+        size: the number of tasks.
+    """
+
+    def __init__(self, level: int, size: int) -> None:
+        self.level, self.size = level, size
+
+    @classmethod
+    def around(cls) -> "Examples":
+        if maybe_current_level() is None:
+            return cls(0, 0)
+        vmap: Any = retrieve_current_functorch_interpreter()
+        return cls(vmap.level(), vmap.batch_size())
+
+    def out_of(self, tensor: Tensor) -> Tensor:
+        """The tensor of all tasks, the first axis theirs."""
+        return _remove_batch_dim(tensor, self.level, self.size, 0) if self.level else tensor
+
+    def into(self, tensor: Tensor) -> Tensor:
+        """The tensor of one task."""
+        return _add_batch_dim(tensor, 0, self.level) if self.level else tensor
