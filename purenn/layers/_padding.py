@@ -36,13 +36,16 @@ class _AllSides:
         return sides
 
 
+_all_sides: Any = _AllSides()
+
+
 @container
 class Padding(Layer):
     """Sizes of a padding, two for each dimension, the last dimension first; one number stands for all."""
 
     dimensions: ClassVar[int]
 
-    padding: Sizes = static(converter=_AllSides())
+    padding: Sizes = static(converter=_all_sides)
 
     def extra_repr(self) -> str:
         """The sizes."""
