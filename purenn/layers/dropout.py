@@ -230,6 +230,6 @@ def _alphas(name: str, rate: float, x: Tensor, key: Tensor | None, shape: tuple[
 
 
 def _keep(name: str, rate: float, x: Tensor, key: Tensor, shape: tuple[int, ...]) -> Bool[Tensor, "..."]:
-    if key.device != x.device:
+    if isinstance(key, Tensor) and key.device != x.device:  # other mistakes are for the draw to tell
         raise DeviceError(f"{name}: the key is on {key.device} and x on {x.device}; write key.to(x.device).")
     return random.bernoulli(key, shape, p=1 - rate)

@@ -114,7 +114,7 @@ def _drops(name: str, q: Tensor, dropout: float, key: Tensor | None) -> bool:
         raise ArgumentError(f"{name}: dropout is the probability of a zero and must be from 0 to 1, got {dropout!r}.")
     if key is None or dropout == 0:
         return False
-    if key.device != q.device:
+    if isinstance(key, Tensor) and key.device != q.device:  # other mistakes are for the draw to tell
         raise DeviceError(f"{name}: the key is on {key.device} and q on {q.device}; write key.to(q.device).")
     return True
 

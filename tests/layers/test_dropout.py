@@ -243,6 +243,11 @@ ERRORS: list[tuple[Callable[[], Any], type, str]] = [
         ValueError,
         "dropout: the key is on cpu and x on meta; write key.to(x.device).",
     ),
+    (
+        lambda: layers.dropout(layers.Dropout(), torch.zeros(3), key=1),
+        ValueError,
+        "key must be a random key, a tensor made by purenn.random.key(seed), not int 1",
+    ),
 ]
 
 
