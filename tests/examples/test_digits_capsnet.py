@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
+import purenn as pn
+
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / "digits_capsnet.py")]
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
@@ -43,9 +45,9 @@ def test_reaches_the_accuracy_in_time(tmp_path: Path, device_name: str) -> None:
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
     """Stopped by Ctrl-C and resumed, it ends with bitwise the parameters of the uninterrupted run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run("--epochs", "3", "--out", str(whole)).returncode == 0
+    assert run("--epochs", "8", "--out", str(whole)).returncode == 0
     process = subprocess.Popen(
-        [*COMMAND, "--epochs", "3", "--out", str(parts)], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*COMMAND, "--epochs", "8", "--out", str(parts)], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     deadline = time.monotonic() + 120
     while not (parts / "state.safetensors").exists():
@@ -56,10 +58,11 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; go on with --resume" in out
     assert not (parts / "capsnet.safetensors").exists()
-    resumed = run("--epochs", "3", "--out", str(parts), "--resume")
+    resumed = run("--epochs", "8", "--out", str(parts), "--resume")
     assert resumed.returncode == 0, resumed.stderr
-    assert re.search(r"resuming after epoch [12]\b", resumed.stdout)
-    assert (parts / "capsnet.safetensors").read_bytes() == (whole / "capsnet.safetensors").read_bytes()
+    assert re.search(r"resuming after epoch [1-7]\b", resumed.stdout)
+    ended = [load_file(folder / "capsnet.safetensors") for folder in (whole, parts)]
+    assert pn.tree.equal(*ended)
     assert "has no decoder" not in resumed.stdout
     other = run("--epochs", "4", "--out", str(parts), "--resume")
     assert other.returncode == 2
