@@ -5,6 +5,9 @@
 scikit-learn's digits, 1,437 images of 8x8 pixels to train on and 360 held out, each training image shifted by up to one
 pixel, by interpolation. The functional run takes gradients of a container and steps of `pn.optim.adam`; the other one
 trains the same network, from the same values and on the same batches, as an nn.Module with torch.optim.Adam.
+
+The recipe (shifts, stride, types, epochs) was chosen by the accuracy on the held-out images of one split. Each seed
+therefore has a split of its own here; what is compared, the two carriers, does not depend on that choice.
 """
 
 import argparse
@@ -23,11 +26,11 @@ from purenn.models import CapsNet, capsnet
 BATCH, LEARNING_RATE, RECONSTRUCTION = 64, 3e-3, 0.01
 
 
-def load(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train and test images in [0, 1], and their classes: a fixed, stratified split."""
+def load(split: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Train and test images in [0, 1], and their classes, by a stratified split; the recipe was chosen on split 0."""
     digits = load_digits()
     train, test, train_target, test_target = train_test_split(
-        digits.images / 16.0, digits.target, test_size=360, stratify=digits.target, random_state=0
+        digits.images / 16.0, digits.target, test_size=360, stratify=digits.target, random_state=split
     )
     images = (torch.tensor(x, dtype=torch.float32, device=device).unsqueeze(1) for x in (train, test))
     return (*images, *(torch.tensor(y, device=device) for y in (train_target, test_target)))  # type: ignore[return-value]
@@ -106,11 +109,11 @@ def main() -> None:
     parser.add_argument("--device", type=torch.device, default=torch.device("cpu"))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    train, test, train_target, test_target = load(args.device)
     print(f"### Accuracy on digits\n\ntorch {torch.__version__}, {args.device}, {args.epochs} epochs\n")
     print("| seed | functional, % | as a module, % |\n|---|---|---|", flush=True)
     found: list[tuple[float, float]] = []
     for seed in range(args.seeds):
+        train, test, train_target, test_target = load(1 + seed, args.device)
         functional, module = (
             accuracy(run(seed, args.epochs, train, train_target), test, test_target)
             for run in (train_functional, train_module)
