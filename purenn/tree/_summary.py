@@ -3,10 +3,12 @@
 from collections.abc import Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from purenn.errors import ContainerError
 from purenn.tree._applies import container_of
 from purenn.tree._move import count
+from purenn.tree._partition import freeze
 from purenn.tree._summary_of_calls import Call, calls_of
 from purenn.tree._ties import aliases_of
 from purenn.tree._walk import flatten, is_trainable, short
@@ -69,7 +71,7 @@ def summary(p: Any, *inputs: Any, **options: Any) -> Summary:
         The table as a text, with the totals as attributes.
 
     Raises:
-        ContainerError: there are inputs, and `p` has no function to apply.
+        ContainerError: there are inputs, and `p` has no function to apply; or `p` is a module of another make.
 
     Example:
         >>> import torch, purenn as pn
@@ -84,7 +86,7 @@ def summary(p: Any, *inputs: Any, **options: Any) -> Summary:
         7,850 parameters, 7,850 trained, 0 elements in buffers
         31,400 bytes, 501,760 FLOPs
     """
-    p = container_of(p)
+    p = _container(p)
     notes = [f"{alias} = {path} (tied)" for alias, path in aliases_of(p).items()]
     parameters, buffers = count(p), count(p, kind="buffer")
     notes.append(f"{parameters:,} parameters, {count(p, trainable=True):,} trained, {buffers:,} elements in buffers")
@@ -94,6 +96,18 @@ def summary(p: Any, *inputs: Any, **options: Any) -> Summary:
     flops = calls[0].flops
     notes.append(f"{sum(call.bytes for call in calls):,} bytes, {flops:,} FLOPs")
     return Summary(_of_calls(calls), notes, parameters, flops)
+
+
+def _container(p: Any) -> Any:
+    if not isinstance(p, nn.Module):
+        return p
+    if not hasattr(p, "container_class"):
+        raise ContainerError(
+            f"summary: a {type(p).__name__} is no container and was not made of one: give bridge.from_module(m), or "
+            f"bridge.convert(m) to see the layers within it."
+        )
+    frozen = [name for name, parameter in p.named_parameters() if not parameter.requires_grad]
+    return freeze(container_of(p), frozen) if frozen else container_of(p)
 
 
 def _of_leaves(p: Any) -> Rows:

@@ -110,7 +110,6 @@ def test_summary_of_calls(device: torch.device) -> None:
     assert table == CALLS
     assert (table.parameters, table.flops) == (416, 3888 + 1152)
     assert repr(table) == str(table)
-    p = pn.tree.unfreeze(p)
     x = torch.ones(2, 3, 5, 5, device=device)
     assert pn.summary(bridge.to_module(p), x) == pn.summary(p, x)
 
@@ -144,6 +143,12 @@ def test_errors(device: torch.device) -> None:
         pn.summary({"w": torch.ones(2, device=device)}, torch.ones(2))
     assert str(caught.value) == (
         "summary: a dict has no function to apply to inputs. Give a layer or a model, or no inputs."
+    )
+    with pytest.raises(ContainerError) as caught:
+        pn.summary(torch.nn.Linear(2, 2))
+    assert str(caught.value) == (
+        "summary: a Linear is no container and was not made of one: give bridge.from_module(m), or bridge.convert(m) "
+        "to see the layers within it."
     )
     with pytest.raises(ShapeError):
         pn.summary(Linear.init(pn.random.key(0, device), 3, 3), torch.ones(4, 5))
