@@ -47,7 +47,13 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run("--epochs", "8", "--out", str(whole)).returncode == 0
     process = subprocess.Popen(
-        [*COMMAND, "--epochs", "8", "--out", str(parts)], env=ENVIRONMENT, cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [*COMMAND, "--epochs", "8", "--out", str(parts)],
+        env=ENVIRONMENT,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background of a shell, Ctrl-C is ignored by them and by what they start.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (parts / "state.safetensors").exists():
