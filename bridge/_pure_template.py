@@ -180,7 +180,7 @@ def stripped(module: nn.Module, caller: str) -> nn.Module:
                 memo.setdefault(id(value), value.detach().clone())
     try:
         made = copy.deepcopy(module, memo)
-    except (TypeError, RuntimeError, AttributeError, NotImplementedError) as error:
+    except (TypeError, RuntimeError, AttributeError) as error:
         raise BridgeError(
             f"{caller}: the module ({type(module).__name__}) cannot be copied, because something in it cannot: {error}."
             f" Keep that out of the module's attributes, or give its class a __deepcopy__."
