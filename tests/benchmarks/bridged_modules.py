@@ -4,69 +4,21 @@ python tests/benchmarks/bridged_modules.py [--repeats 31] [--size 64] [--batch 1
 """
 
 import argparse
-import importlib
-import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
+from _pairing import header, paired, table
+from _torchvision_like import ResNet
 from torch import Tensor, nn
 
-# The script's own name is that of the package, which must come first.
-sys.path[:] = [folder for folder in sys.path if Path(folder or ".").resolve() != Path(__file__).parent.resolve()]
-carry = importlib.import_module("bridge")
-sys.path.append(str(Path(__file__).parent))
-header, paired, table = (getattr(importlib.import_module("_pairing"), name) for name in ("header", "paired", "table"))
-pn = importlib.import_module("purenn")
-
-
-class BasicBlock(nn.Module):
-    """As in torchvision."""
-
-    def __init__(self, in_channels: int, channels: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = None
-        if stride > 1:
-            conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet(nn.Module):
-    """ResNet-18, as in torchvision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        for number, (before, channels) in enumerate([(64, 64), (64, 128), (128, 256), (256, 512)], 1):
-            blocks = nn.Sequential(BasicBlock(before, channels, 1 + (number > 1)), BasicBlock(channels, channels, 1))
-            setattr(self, f"layer{number}", blocks)
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(512, 1000)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
-
-
-# Under these names the library knows them.
-ResNet.__module__ = BasicBlock.__module__ = "torchvision.models.resnet"
+import bridge
 
 
 def calls(module: nn.Module, train: bool) -> dict[str, Callable[[Tensor], Any]]:
     """The pure ways to apply a module."""
-    native, opaque = carry.convert(module), carry.from_module(module)
+    native, opaque = bridge.convert(module), bridge.from_module(module)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
 
     def functional(x: Tensor) -> Any:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from _torchvision_like import ResNet
 from torch import Tensor, nn
 
 import bridge
@@ -172,50 +173,9 @@ def test_conversion_back(device: torch.device) -> None:
     assert torch.equal(bridge.from_module(whole)(x), module(x).tanh())
 
 
-class BasicBlock(nn.Module):
-    """What torchvision has under this name."""
-
-    expansion = 1
-
-    def __init__(self, in_channels: int, channels: int, stride: int = 1) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(in_channels, channels, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.downsample = None
-        if stride > 1:
-            conv = nn.Conv2d(in_channels, channels, 1, stride, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(channels))
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x)))))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
-
-
-class ResNet(nn.Module):
-    """Likewise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 4, 7, 2, 3, bias=False), nn.BatchNorm2d(4)
-        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        self.layer1, self.layer2 = nn.Sequential(BasicBlock(4, 4)), nn.Sequential(BasicBlock(4, 8, 2))
-        self.layer3, self.layer4 = nn.Sequential(BasicBlock(8, 8, 2)), nn.Sequential(BasicBlock(8, 8, 2))
-        self.avgpool, self.fc = nn.AdaptiveAvgPool2d((1, 1)), nn.Linear(8, 5)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        return self.fc(self.avgpool(x).flatten(1))
-
-
 def test_residual_networks_of_torchvision(device: torch.device) -> None:
     """They are known by the names of their classes, and become native throughout, with the same keys."""
-    for cls in (ResNet, BasicBlock):
-        cls.__module__ = "torchvision.models.resnet"
-    module = ResNet().to(device, torch.float64)
+    module = ResNet(widths=(4, 8, 8, 8), blocks=1, classes=5).to(device, torch.float64)
     assert reasons(module) == {}
     p, x = bridge.convert(module), randn(device, 2, 3, 64, 64)
     assert isinstance(p, pn.models.ResNet)
