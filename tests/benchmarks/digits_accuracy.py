@@ -1,6 +1,6 @@
 """Test accuracy of a small capsule network on real digits, over several seeds, by both carriers.
 
-    python tests/benchmarks/accuracy/digits.py [--seeds 5] [--epochs 30] [--device cuda]
+    python tests/benchmarks/digits_accuracy.py [--seeds 5] [--epochs 30] [--device cuda]
 
 scikit-learn's digits, 1,437 images of 8x8 pixels to train on and 360 held out, each training image shifted by up to one
 pixel, by interpolation. The functional run takes gradients of a container and steps of `pn.optim.adam`; the other one
