@@ -21,11 +21,10 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from _shared import digits, parsed, parser_for, progress_bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import Progress
 from rich.table import Table
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
@@ -120,16 +119,6 @@ def loss_of(params: Network, images: Tensor, targets: Tensor) -> Tensor:
     else:
         loss = margin_loss(activations, targets)  # lengths
     return loss + reconstruction_loss(decode(params, poses, targets), images, weight=RECONSTRUCTION)
-
-
-def load_data(device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Train and test images in [0, 1] and their classes: a fixed, stratified split of 1,437 and 360."""
-    digits = load_digits()
-    train, test, train_target, test_target = train_test_split(
-        digits.images / 16.0, digits.target, test_size=360, stratify=digits.target, random_state=0
-    )
-    x, y = (torch.tensor(a, dtype=torch.float32, device=device).unsqueeze(1) for a in (train, test))
-    return x, y, torch.tensor(train_target, device=device), torch.tensor(test_target, device=device)
 
 
 def accuracy(params: Network, images: Tensor, targets: Tensor) -> float:
@@ -243,38 +232,23 @@ def draw(results: dict[str, Trained], data: tuple[Tensor, ...], path: Path) -> N
 
 def options() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="Three ways to route capsules, on handwritten digits.")
+    parser = parser_for("capsule_routing", "Three ways to route capsules, on handwritten digits.")
     parser.add_argument("--epochs", type=int, default=15, help="passes over the training images (default: 15)")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial parameters and the order (default: 0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
-    parser.add_argument("--out", type=Path, default=Path("runs/capsule_routing"), help="folder for what is written")
     parser.add_argument("--routings", nargs="+", choices=ROUTINGS, default=list(ROUTINGS[:3]), help="which to train")
     parser.add_argument("--routing-iterations", type=int, default=3, help="of those that iterate (default: 3)")
     parser.add_argument(
         "--memory", choices=("auto", "votes", "folded", "tiled"), default="auto", help="form of routing by agreement"
     )
-    args = parser.parse_args()
-    if args.epochs < 1:
-        parser.error(f"--epochs must be at least 1, got {args.epochs}")
-    if args.routing_iterations < 1:
-        parser.error(f"--routing-iterations must be at least 1, got {args.routing_iterations}")
-    try:
-        args.device = torch.device(args.device)
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}")
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is a file; give a folder")
+    args = parsed(parser, "epochs", "routing-iterations")
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
 
 def main() -> None:
     args = options()
-    console, data = Console(), load_data(args.device)
+    console, data = Console(), tuple(digits(args.device).values())
     results: dict[str, Trained] = {}
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console) as progress:
         for name in dict.fromkeys(args.routings):
             params = initial_params(pn.random.key(args.seed), name, args.routing_iterations, args.memory)
             params = pn.tree.to(params, args.device)

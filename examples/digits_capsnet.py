@@ -21,11 +21,9 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from _shared import digits, parsed, parser_for, progress_bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 import bridge
@@ -44,19 +42,6 @@ class TrainingState:
     params: CapsNet
     optimizer: Any
     epoch: Tensor
-
-
-def load_data(device: torch.device) -> dict[str, Tensor]:
-    """Train and test images in [0, 1] and their classes: a fixed, stratified split of 1,437 and 360."""
-    digits = load_digits()
-    train, test, train_target, test_target = train_test_split(
-        digits.images / 16.0, digits.target, test_size=360, stratify=digits.target, random_state=0
-    )
-    images = {"train": train, "test": test}
-    targets = {"train_target": train_target, "test_target": test_target}
-    return {name: torch.tensor(x, dtype=torch.float32, device=device).unsqueeze(1) for name, x in images.items()} | {
-        name: torch.tensor(y, dtype=torch.int64, device=device) for name, y in targets.items()
-    }
 
 
 def initial_params(key: Tensor, iterations: int) -> CapsNet:
@@ -92,8 +77,7 @@ def train(state: TrainingState, data: dict[str, Tensor], args: argparse.Namespac
     history = read_history(args) if args.resume else []
     gradient = pn.value_and_grad(loss_of)
     order_key = pn.random.fold_in(pn.random.key(args.seed), 1)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task("training", total=args.epochs, completed=int(state.epoch))
         for epoch in range(int(state.epoch), args.epochs):
             params, optimizer_state = state.params, state.optimizer
@@ -215,25 +199,11 @@ def draw(params: CapsNet, data: dict[str, Tensor], norms: Tensor, history: list[
 
 def options() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="A capsule network on handwritten digits.")
+    parser = parser_for("digits_capsnet", "A capsule network on handwritten digits.")
     parser.add_argument("--epochs", type=int, default=30, help="passes over the training images (default: 30)")
-    parser.add_argument("--seed", type=int, default=0, help="of the initial parameters and the order (default: 0)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 ... (default: cpu)")
-    parser.add_argument("--out", type=Path, default=Path("runs/digits_capsnet"), help="folder for what is written")
     parser.add_argument("--routing-iterations", type=int, default=3, help="of dynamic routing (default: 3)")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
-    args = parser.parse_args()
-    if args.epochs < 1:
-        parser.error(f"--epochs must be at least 1, got {args.epochs}")
-    if args.routing_iterations < 1:
-        parser.error(f"--routing-iterations must be at least 1, got {args.routing_iterations}")
-    try:
-        args.device = torch.device(args.device)
-        torch.empty(0, device=args.device)
-    except (RuntimeError, AssertionError) as error:
-        parser.error(f"--device {args.device} cannot be used here: {str(error).splitlines()[0]}")
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is a file; give a folder")
+    args = parsed(parser, "epochs", "routing-iterations")
     saved = args.out / "state.safetensors"
     if args.resume:
         if not saved.exists():
@@ -249,7 +219,7 @@ def main() -> None:
     args = options()
     console = Console()
     started = time.perf_counter()
-    data = load_data(args.device)
+    data = digits(args.device)
     params = pn.tree.to(
         initial_params(pn.random.fold_in(pn.random.key(args.seed), 0), args.routing_iterations), args.device
     )

@@ -25,8 +25,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from _shared import parsed, parser_for, progress_bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -97,8 +97,7 @@ def train(args: argparse.Namespace, seen: Tensor, console: Console) -> dict[str,
         name: pn.meta.value_and_grad(pn.meta.maml(loss, pn.optim.sgd(RATE), INNER_STEPS, **chosen))
         for name, chosen in METHODS.items()
     }
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task("meta-training", total=args.iterations)
         for number in range(args.iterations):
             batch = tasks(pn.random.fold_in(data, number), seen, TASKS, args.shots, turn=True)
@@ -143,17 +142,10 @@ def draw(results: dict[str, list[float]], data: Data, shots: int, path: Path) ->
 
 def options() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="Few-shot digits by MAML and ANIL.")
+    parser = parser_for("few_shot_digits", "Few-shot digits by MAML and ANIL.", device=False)
     parser.add_argument("--iterations", type=int, default=1000, help="meta-steps (default: 1000)")
     parser.add_argument("--shots", type=int, default=1, help="images of each class to learn from (default: 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the network and the tasks (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/few_shot_digits"), help="folder for what is written")
-    args = parser.parse_args()
-    for name in ("iterations", "shots"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} must be at least 1, got {getattr(args, name)}")
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is a file; give a folder")
+    args = parsed(parser, "iterations", "shots")
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 

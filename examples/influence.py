@@ -27,25 +27,15 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from _shared import digits, parsed, parser_for
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 import purenn as pn
 from purenn.layers import Linear, ReLU, Sequential, sequential
 
 LEARNING_RATE, RIDGE, SHOWN = 3e-3, 1e-3, 24
-
-
-def load_data(device: torch.device) -> dict[str, Tensor]:
-    """Pixels between 0 and 1 and classes: a fixed, stratified split of 1,437 and 360."""
-    digits = load_digits()
-    parts = train_test_split(digits.data / 16, digits.target, test_size=360, stratify=digits.target, random_state=0)
-    names = ("train", "test", "train_target", "test_target")
-    kinds = (torch.float32, torch.float32, torch.int64, torch.int64)
-    return {name: torch.tensor(x, dtype=kind, device=device) for name, x, kind in zip(names, parts, kinds, strict=True)}
 
 
 def network(key: Tensor, hidden: int) -> Sequential:
@@ -132,18 +122,13 @@ def draw(data: dict[str, Tensor], labels: Tensor, influence: Tensor, is_wrong: T
 
 def options() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="Wrong labels by influence, and the neural tangent kernel.")
+    parser = parser_for("influence", "Wrong labels by influence, and the neural tangent kernel.")
     parser.add_argument("--wrong", type=float, default=0.05, help="share of labels that are changed (default: 0.05)")
     parser.add_argument("--epochs", type=int, default=8, help="passes over the training images (default: 8)")
     parser.add_argument("--hidden", type=int, default=128, help="width of the hidden layer (default: 128)")
-    parser.add_argument("--seed", type=int, default=0, help="of labels, parameters and order (default: 0)")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="(default: cpu)")
-    parser.add_argument("--out", type=Path, default=Path("runs/influence"), help="folder for what is written")
-    args = parser.parse_args()
+    args = parsed(parser, "epochs", "hidden")
     if not 0 < args.wrong < 1:
         parser.error(f"--wrong must be between 0 and 1, got {args.wrong}")
-    if args.epochs < 1 or args.hidden < 1:
-        parser.error("--epochs and --hidden must be at least 1")
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 
@@ -151,7 +136,7 @@ def options() -> argparse.Namespace:
 def main() -> None:
     args = options()
     console, started = Console(), time.perf_counter()
-    data = load_data(args.device)
+    data = digits(args.device, flat=True)
     label_key, init_key = pn.random.split(pn.random.key(args.seed, args.device))
     labels, is_wrong = mislabelled(label_key, data["train_target"], args.wrong)
     start = network(init_key, args.hidden)

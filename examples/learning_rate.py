@@ -23,8 +23,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from _shared import parsed, parser_for, progress_bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
@@ -99,8 +99,7 @@ def learn(args: argparse.Namespace, data: Any, console: Console) -> list[tuple[H
     hyper, optimizer = Hyper.of(args.rate), pn.optim.adam(META_RATE)
     state, way = optimizer.init(hyper), []
     gradient = pn.value_and_grad(validation)
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task("learning", total=args.iterations)
         for number in range(args.iterations):
             value, grads = gradient(hyper, *start_and_batches(pn.random.fold_in(key, number), train))
@@ -144,18 +143,12 @@ def draw(way: list[tuple[Hyper, float]], data: Any, seed: int, path: Path) -> No
 
 def options() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="Learning rates learned by gradient descent.")
+    parser = parser_for("learning_rate", "Learning rates learned by gradient descent.", device=False)
     parser.add_argument("--iterations", type=int, default=60, help="meta-steps (default: 60)")
     parser.add_argument("--rate", type=float, default=0.01, help="learning rate at the start (default: 0.01)")
-    parser.add_argument("--seed", type=int, default=0, help="of networks and batches (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/learning_rate"), help="folder for what is written")
-    args = parser.parse_args()
-    if args.iterations < 1:
-        parser.error(f"--iterations must be at least 1, got {args.iterations}")
+    args = parsed(parser, "iterations")
     if not args.rate > 0:
         parser.error(f"--rate must be above 0, got {args.rate}")
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is a file; give a folder")
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 

@@ -23,12 +23,10 @@ import matplotlib
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
-import torch
 import torch.nn.functional as F
+from _shared import digits, parsed, parser_for
 from rich.console import Console
 from rich.table import Table
-from sklearn.datasets import load_digits
-from sklearn.model_selection import train_test_split
 from torch import Tensor
 
 import purenn as pn
@@ -44,15 +42,6 @@ class Outcome(NamedTuple):
     noise_multiplier: float
     accuracy: float
     clipped: float
-
-
-def load_data(device: torch.device) -> dict[str, Tensor]:
-    """Pixels between -1 and 1 and classes: a fixed, stratified split of 1,437 and 360."""
-    digits = load_digits()
-    parts = train_test_split(digits.data / 8 - 1, digits.target, test_size=360, stratify=digits.target, random_state=0)
-    names = ("train", "test", "train_target", "test_target")
-    kinds = (torch.float32, torch.float32, torch.int64, torch.int64)
-    return {name: torch.tensor(x, dtype=kind, device=device) for name, x, kind in zip(names, parts, kinds, strict=True)}
 
 
 def loss(p: Sequential, image: Tensor, target: Tensor) -> Tensor:
@@ -114,17 +103,12 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
 
 def options() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="Differentially private training on handwritten digits.")
+    parser = parser_for("private_digits", "Differentially private training on handwritten digits.")
     parser.add_argument("--epsilons", type=float, nargs="+", default=[0.5, 1.0, 2.0, 4.0, 8.0], help="one run for each")
     parser.add_argument("--steps", type=int, default=50, help="steps of each run (default: 50)")
     parser.add_argument("--hidden", type=int, default=32, help="width of the hidden layer (default: 32)")
     parser.add_argument("--learning-rate", type=float, default=0.5, help="(default: 0.5)")
-    parser.add_argument("--seed", type=int, default=0, help="of parameters, samples and noise (default: 0)")
-    parser.add_argument("--device", type=torch.device, default=torch.device("cpu"), help="(default: cpu)")
-    parser.add_argument("--out", type=Path, default=Path("runs/private_digits"), help="folder for what is written")
-    args = parser.parse_args()
-    if args.steps < 1 or args.hidden < 1:
-        parser.error("--steps and --hidden must be at least 1")
+    args = parsed(parser, "steps", "hidden")
     if any(epsilon <= 0 for epsilon in args.epsilons):
         parser.error("--epsilons must be positive")
     args.out.mkdir(parents=True, exist_ok=True)
@@ -134,7 +118,8 @@ def options() -> argparse.Namespace:
 def main() -> None:
     args = options()
     console, started = Console(), time.perf_counter()
-    data = load_data(args.device)
+    data = digits(args.device, flat=True)
+    data |= {name: 2 * data[name] - 1 for name in ("train", "test")}
     table = Table(title=f"DP-SGD, {args.steps} steps, delta = {DELTA:g}, max norm {MAX_NORM:g}, rate {RATE:g}")
     for heading in ("epsilon", "noise multiplier", "gradients clipped", "test accuracy"):
         table.add_column(heading, justify="right")

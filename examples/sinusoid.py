@@ -22,8 +22,8 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import torch
 import torch.nn.functional as F
+from _shared import parsed, parser_for, progress_bars
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from torch import Tensor
 
@@ -61,8 +61,7 @@ def train(args: argparse.Namespace, console: Console) -> tuple[Any, Any]:
     maml_state = start_state = optimizer.init(start)
     meta_gradient = pn.meta.value_and_grad(pn.meta.maml(loss, pn.optim.sgd(RATE), INNER_STEPS))
     plain_gradient = pn.grad(lambda p, x, y: loss(p, x.flatten(0, 1), y.flatten(0, 1)))
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console) as progress:
+    with progress_bars(console) as progress:
         bar = progress.add_task("meta-training", total=args.iterations)
         for number in range(args.iterations):
             support, query = tasks(pn.random.fold_in(data, number), TASKS)
@@ -108,15 +107,9 @@ def _curve_through(x: Tensor, y: Tensor) -> tuple[float, float]:
 
 def options() -> argparse.Namespace:
     """The command line, checked."""
-    parser = argparse.ArgumentParser(description="MAML on sine curves.")
+    parser = parser_for("sinusoid", "MAML on sine curves.", device=False)
     parser.add_argument("--iterations", type=int, default=3000, help="meta-steps (default: 3000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the network and the curves (default: 0)")
-    parser.add_argument("--out", type=Path, default=Path("runs/sinusoid"), help="folder for what is written")
-    args = parser.parse_args()
-    if args.iterations < 1:
-        parser.error(f"--iterations must be at least 1, got {args.iterations}")
-    if args.out.exists() and not args.out.is_dir():
-        parser.error(f"--out {args.out} is a file; give a folder")
+    args = parsed(parser, "iterations")
     args.out.mkdir(parents=True, exist_ok=True)
     return args
 

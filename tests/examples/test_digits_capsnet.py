@@ -1,32 +1,24 @@
 """The main job, run as a user runs it: from the command line."""
 
-import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
+from _program import ENVIRONMENT, ROOT, assert_refused, command, is_picture, run
 from safetensors.torch import load_file
 
 import purenn as pn
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / "digits_capsnet.py")]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-
-
-def run(*options: str) -> subprocess.CompletedProcess:
-    """The finished example."""
-    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+NAME = "digits_capsnet"
 
 
 @pytest.mark.slow
 def test_reaches_the_accuracy_in_time(tmp_path: Path, device_name: str) -> None:
     """With its default options it gets at least 98.5% of the held-out digits right, in less than ninety seconds."""
-    done = run("--out", str(tmp_path), "--device", device_name)
+    done = run(NAME, "--out", str(tmp_path), "--device", device_name)
     assert done.returncode == 0, done.stderr
     accuracy = float(re.search(r"test accuracy\s*│ ([\d.]+)%", done.stdout)[1])
     seconds = float(re.search(r"epochs, ([\d.]+) s", done.stdout)[1])
@@ -35,9 +27,7 @@ def test_reaches_the_accuracy_in_time(tmp_path: Path, device_name: str) -> None:
     apart = re.search(r"differ by\s*│ (\S+), (\S+) after", done.stdout)
     assert float(apart[1]) <= 1e-6
     assert float(apart[2]) <= 1e-6
-    picture = (tmp_path / "digits_capsnet.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 20_000
+    assert is_picture(tmp_path / "digits_capsnet.png")
     saved = load_file(tmp_path / "capsnet.safetensors")
     assert set(saved) >= {"conv.weight", "primary.conv.bias", "classes.weight", "decoder.2.bias"}
 
@@ -45,9 +35,9 @@ def test_reaches_the_accuracy_in_time(tmp_path: Path, device_name: str) -> None:
 def test_interrupted_and_resumed(tmp_path: Path) -> None:
     """Stopped by Ctrl-C and resumed, it ends with bitwise the parameters of the uninterrupted run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert run("--epochs", "8", "--out", str(whole)).returncode == 0
+    assert run(NAME, "--epochs", "8", "--out", str(whole)).returncode == 0
     process = subprocess.Popen(
-        [*COMMAND, "--epochs", "8", "--out", str(parts)],
+        command(NAME, "--epochs", "8", "--out", str(parts)),
         env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.PIPE,
@@ -64,13 +54,13 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     assert process.returncode == 130
     assert "interrupted; go on with --resume" in out
     assert not (parts / "capsnet.safetensors").exists()
-    resumed = run("--epochs", "8", "--out", str(parts), "--resume")
+    resumed = run(NAME, "--epochs", "8", "--out", str(parts), "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert re.search(r"resuming after epoch [1-7]\b", resumed.stdout)
     ended = [load_file(folder / "capsnet.safetensors") for folder in (whole, parts)]
     assert pn.tree.equal(*ended)
     assert "has no decoder" not in resumed.stdout
-    other = run("--epochs", "4", "--out", str(parts), "--resume")
+    other = run(NAME, "--epochs", "4", "--out", str(parts), "--resume")
     assert other.returncode == 2
     assert "was started with" in other.stderr
 
@@ -89,7 +79,4 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
 )
 def test_bad_options(options: list[str], text: str) -> None:
     """A bad option ends the program with one line that names it, and status 2."""
-    done = run(*options)
-    assert done.returncode == 2
-    assert f"digits_capsnet.py: error: {text}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert_refused(NAME, options, text)

@@ -1,23 +1,16 @@
 """Wrong labels found by influence, run as a user runs it: from the command line."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+from _program import assert_refused, is_picture, run
 
 
 @pytest.mark.slow
 def test_finds_wrong_labels(tmp_path: Path, device_name: str) -> None:
     """Most wrong labels are among the most influential images, and the tangent kernel reads most test images."""
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / "influence.py")]
-    given = ["--out", str(tmp_path), "--device", device_name]
-    done = subprocess.run([*command, *given], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+    done = run("influence", "--out", str(tmp_path), "--device", device_name)
     assert done.returncode == 0, done.stderr
     count = int(re.search(r"wrong labels\s*│ (\d+) of 1437", done.stdout)[1])
     first = float(re.search(rf"found among the {count} most influential\s*│ ([\d.]+)%", done.stdout)[1])
@@ -26,4 +19,18 @@ def test_finds_wrong_labels(tmp_path: Path, device_name: str) -> None:
     assert first > 75
     assert second > 95
     assert kernel > 92
-    assert (tmp_path / "influence.png").read_bytes().startswith(b"\x89PNG")
+    assert is_picture(tmp_path / "influence.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (["--wrong", "1"], "--wrong must be between 0 and 1, got 1.0"),
+        (["--hidden", "0"], "--hidden must be at least 1, got 0"),
+        (["--device", "abacus"], "--device abacus cannot be used here: "),
+        (["--out", __file__], f"--out {__file__} is a file; give a folder"),
+    ],
+)
+def test_bad_options(options: list[str], text: str) -> None:
+    """A bad option ends the program with one line that names it, and status 2."""
+    assert_refused("influence", options, text)

@@ -1,31 +1,15 @@
 """The meta-learning examples, run as a user runs them: from the command line."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-
-ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
-
-
-def run(name: str, *options: str) -> subprocess.CompletedProcess:
-    """The finished example."""
-    command = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / f"{name}.py"), *options]
-    return subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+from _program import assert_refused, is_picture, run
 
 
 def percentages(text: str, row: str) -> list[float]:
     """The numbers of a table's row."""
     return [float(number) for number in re.findall(r"([\d.]+)%?\s*│", re.search(rf"│ {row}.*", text)[0])]
-
-
-def picture(path: Path) -> bool:
-    """Whether there is a picture of some size."""
-    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 15_000
 
 
 def test_guide() -> None:
@@ -44,7 +28,7 @@ def test_few_shot_digits(tmp_path: Path) -> None:
         before, *after = percentages(done.stdout, name)
         assert before < 45
         assert max(after) > 60
-    assert picture(tmp_path / "few_shot_digits.png")
+    assert is_picture(tmp_path / "few_shot_digits.png")
 
 
 @pytest.mark.slow
@@ -55,7 +39,7 @@ def test_sinusoid(tmp_path: Path) -> None:
     maml, plain = (percentages(done.stdout, name) for name in ("meta-learned start", "trained on all curves"))
     assert maml[2] < 0.5 * maml[0]
     assert maml[2] < plain[2]
-    assert picture(tmp_path / "sinusoid.png")
+    assert is_picture(tmp_path / "sinusoid.png")
 
 
 @pytest.mark.slow
@@ -68,7 +52,7 @@ def test_learning_rate(tmp_path: Path) -> None:
     assert learned[-1] > start[-1] + 20
     first, second = (re.findall(r"│.*", each.stdout) for each in done)
     assert first == second
-    assert picture(tmp_path / "one" / "learning_rate.png")
+    assert is_picture(tmp_path / "one" / "learning_rate.png")
 
 
 @pytest.mark.parametrize(
@@ -82,7 +66,4 @@ def test_learning_rate(tmp_path: Path) -> None:
 )
 def test_bad_options(name: str, options: list[str], text: str) -> None:
     """A bad option ends the program with one line that names it, and status 2."""
-    done = run(name, *options)
-    assert done.returncode == 2
-    assert f"{name}.py: error: {text}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert_refused(name, options, text)

@@ -6,11 +6,11 @@ from collections.abc import Callable
 import optree
 import pytest
 import torch
+from _pairing import peak_bytes
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.func import grad, hessian, jacfwd, jacrev, jvp, vmap
 from torch.fx.experimental.proxy_tensor import make_fx
-from torch.profiler import ProfilerActivity, profile
 
 import purenn as pn
 from purenn.errors import ArgumentError
@@ -140,18 +140,6 @@ def test_half_precision(dtype: torch.dtype, memory: str, device: torch.device) -
     for got, expected in zip(found, grad(lambda W, u: route(W, u).sum(), (0, 1))(W, u), strict=True):
         assert got.dtype == dtype
         torch.testing.assert_close(got.to(DOUBLE), expected, rtol=0, atol=80 * torch.finfo(dtype).eps)
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    call()
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True) as recorded:
-        call()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    held = peak = 0
-    for event in sorted(events, key=lambda event: event.start_ns()):
-        held += event.nbytes()
-        peak = max(peak, held)
-    return peak
 
 
 def test_peak_memory() -> None:
