@@ -53,6 +53,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
         "three Python numbers are three traces, three tensors are one: CacheInfo(hits=2, misses=4, size=4)",
         "sixteen blocks keep 1536 KiB for the backward pass, with remat 272 KiB",
     ),
+    "training_to_export": ("goes on after step 30", "bitwise the same network", "['accuracy'], 7,210 parameters"),
 }
 
 
