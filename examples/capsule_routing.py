@@ -230,6 +230,21 @@ def draw(results: dict[str, Trained], data: tuple[Tensor, ...], path: Path) -> N
     plt.close(figure)
 
 
+def described(result: Trained, data: tuple[Tensor, ...]) -> dict[str, str]:
+    """What the table says of a routing."""
+    milliseconds, mebibytes = routing_cost(result.params, data[1])
+    norms, apart = gradient_norms(result.params, data[1], data[3])
+    return {
+        "parameters": f"{pn.tree.count(result.params):,}",
+        "test accuracy": f"{result.accuracies[-1]:.2%}",
+        "training": f"{result.seconds:.1f} s",
+        "routing, both passes": f"{milliseconds:.1f} ms",
+        "peak memory of that": f"{mebibytes:.1f} MiB",
+        "largest per-sample gradient": f"{norms.max():.2f}",
+        "vmap and loop differ by": f"{apart:.1e}",
+    }
+
+
 def options() -> argparse.Namespace:
     """The command line, checked."""
     parser = parser_for("capsule_routing", "Three ways to route capsules, on handwritten digits.")
@@ -253,19 +268,11 @@ def main() -> None:
             params = initial_params(pn.random.key(args.seed), name, args.routing_iterations, args.memory)
             params = pn.tree.to(params, args.device)
             results[name] = train(params, data, args.epochs, args.seed, progress, name)
-    table = Table(title=f"Routings on 8x8 digits, {args.epochs} epochs")
-    for heading in (
-        *("routing", "parameters", "accuracy", "training", "routing, both passes", "peak memory"),
-        *("largest per-sample gradient", "vmap and loop differ by"),
-    ):
-        table.add_column(heading)
+    table = Table("routing", *results, title=f"Routings on 8x8 digits, {args.epochs} epochs")
+    found = [described(result, data) for result in results.values()]
+    for name in found[0]:
+        table.add_row(name, *(cells[name] for cells in found))
     for name, result in results.items():
-        milliseconds, mebibytes = routing_cost(result.params, data[1])
-        norms, apart = gradient_norms(result.params, data[1], data[3])
-        table.add_row(
-            *(name, f"{pn.tree.count(result.params):,}", f"{result.accuracies[-1]:.2%}", f"{result.seconds:.1f} s"),
-            *(f"{milliseconds:.1f} ms", f"{mebibytes:.1f} MiB", f"{norms.max():.2f}", f"{apart:.1e}"),
-        )
         pn.save(args.out / f"{name}.safetensors", result.params)
     draw(results, data, args.out / "capsule_routing.png")
     console.print(table)

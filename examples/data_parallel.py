@@ -3,10 +3,11 @@
     python examples/data_parallel.py
     torchrun --nproc-per-node 2 examples/data_parallel.py
 
-A small network learns scikit-learn's digits in four ways: as a tree whose gradients are averaged over the processes, as
-a tree whose parameters are cut into pieces (fully sharded), with clipped per-sample gradients that are summed, and as
-an nn.Module in DistributedDataParallel. Every process works on its rows of each batch. What a step sends: the first,
-third and fourth way all gradients once; the second the parameters twice and the gradients once, in pieces.
+A small network learns scikit-learn's digits in five ways: as a tree whose gradients are averaged over the processes, as
+a tree whose parameters are cut into pieces (fully sharded), with clipped per-sample gradients that are summed, by MAML
+with the tasks divided among the processes, and as an nn.Module in DistributedDataParallel. Every process works on its
+rows or tasks of each batch. A step sends all gradients once; in the second way the parameters twice and the gradients
+once, in pieces. What that means on many nodes: examples/guides/many_nodes.py.
 """
 
 import argparse
@@ -79,17 +80,24 @@ def train_sharded(p: Sequential, batches: Batches) -> Sequential:
 
 def train_clipped(p: Sequential, batches: Batches) -> Sequential:
     """The gradient of every sample is clipped to a norm, in the process that has the sample; then they are summed."""
-
-    def clipped_sum(p: Sequential, x: Tensor, target: Tensor) -> Sequential:
-        each = pn.vmap(pn.grad(loss), (None, 0, 0))(p, x, target)
-        squares = torch.stack([leaf.flatten(1).square().sum(1) for leaf in pn.tree.leaves(each)])
-        factors = (MAX_NORM / squares.sum(0).sqrt()).clamp(max=1)
-        return pn.tree.map(lambda leaf: torch.tensordot(factors, leaf, 1), each)
-
+    clipped_sum = pn.per_sample.clipped_grad(loss, MAX_NORM)
     optimizer = pn.optim.sgd(50 * LEARNING_RATE / BATCH)
     state = optimizer.init(p)
     for batch in batches:
-        grads = pn.distributed.sum(clipped_sum(p, *pn.distributed.rank_rows(batch)))
+        grads = pn.distributed.sum(clipped_sum(p, pn.distributed.rank_rows(batch)))
+        p, state = optimizer.step(p, grads, state)
+    return p
+
+
+def train_meta(p: Sequential, batches: Batches) -> Sequential:
+    """A batch is eight tasks. Each is adapted to in the process that has it; the meta-gradients are averaged."""
+    meta_gradient = pn.meta.grad(pn.meta.maml(loss, pn.optim.sgd(10 * LEARNING_RATE), steps=2))
+    optimizer = pn.optim.adam(LEARNING_RATE)
+    state = optimizer.init(p)
+    for batch in batches:
+        tasks = pn.tree.map(lambda rows: rows.unflatten(0, (8, -1)), batch)
+        support, query = (pn.tree.map(lambda rows, n=n: rows[:, n::2], tasks) for n in (0, 1))
+        grads = pn.distributed.mean(meta_gradient(p, *pn.distributed.rank_rows((support, query))))
         p, state = optimizer.step(p, grads, state)
     return p
 
@@ -111,6 +119,7 @@ WAYS: dict[str, Callable[[Sequential, Batches], Sequential]] = {
     "tree": train_tree,
     "sharded": train_sharded,
     "clipped": train_clipped,
+    "meta": train_meta,
     "module": train_module,
 }
 

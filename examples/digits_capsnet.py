@@ -6,7 +6,7 @@
 
 It trains on scikit-learn's digits (1,797 images of 8x8 pixels, 360 of them held out), finds the hardest images by their
 per-sample gradients, carries the trained network as an nn.Module and trains that a little further, and writes a
-picture, the trained parameters and a table of what it found.
+picture, a page to explore in a browser, the trained parameters and a table of what it found.
 """
 
 import argparse
@@ -21,6 +21,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import torch
+from _digits_page import write_page
 from _shared import digits, parsed, parser_for, progress_bars
 from rich.console import Console
 from rich.table import Table
@@ -161,8 +162,8 @@ def variations(params: CapsNet, images: Tensor, digit: int, rows: int = 5, colum
 
 def draw(params: CapsNet, data: dict[str, Tensor], norms: Tensor, history: list[dict[str, float]], path: Path) -> None:
     """The picture: accuracy by epoch, the hardest digits, and what the components of a capsule mean."""
-    figure = plt.figure(figsize=(11, 6.4), layout="constrained")
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 0.95))
+    figure = plt.figure(figsize=(11, 6.0), layout="constrained")
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1, 0.85))
     left, right = top.subfigures(1, 2)
 
     axes = left.subplots()
@@ -240,14 +241,26 @@ def main() -> None:
     after, before_steps, after_steps = as_module(state.params, data, args.seed)
     pn.save(args.out / "capsnet.safetensors", state.params)
     draw(state.params, data, norms, history, args.out / "digits_capsnet.png")
-
     wrong = lengths.argmax(-1) != data["test_target"]
+    facts = {
+        "parameters": f"{pn.tree.count(state.params):,}",
+        "training": f"{args.epochs} epochs, {trained:.1f} s",
+        "test accuracy": f"{accuracy(lengths, data['test_target']):.2%} ({int(wrong.sum())} of {len(wrong)} wrong)",
+        "largest per-sample gradient": f"{norms.max():.3f} (median {norms.median():.3f})",
+    }
+    write_page(
+        args.out / "digits_capsnet.html",
+        state.params,
+        data["test"],
+        data["test_target"],
+        difficulty=norms,
+        facts=facts,
+        picture=args.out / "digits_capsnet.png",
+    )
+
     table = Table(title="Capsule network on 8x8 digits", show_header=False)
     for name, value in (
-        ("parameters", f"{pn.tree.count(state.params):,}"),
-        ("training", f"{args.epochs} epochs, {trained:.1f} s"),
-        ("test accuracy", f"{accuracy(lengths, data['test_target']):.2%} ({int(wrong.sum())} of {len(wrong)} wrong)"),
-        ("largest per-sample gradient", f"{norms.max():.3f} (median {norms.median():.3f})"),
+        *facts.items(),
         ("wrong ones among the 12 hardest", f"{int(wrong[norms.topk(SHOWN).indices].sum())} of {int(wrong.sum())}"),
         ("module and container differ by", f"{before_steps:.1e}, {after_steps:.1e} after 10 Adam steps of the module"),
         (
@@ -255,6 +268,7 @@ def main() -> None:
             f"{accuracy(capsnet(after, data['test']).lengths, data['test_target']):.2%}",
         ),
         ("picture", str(args.out / "digits_capsnet.png")),
+        ("page for a browser", str(args.out / "digits_capsnet.html")),
         ("parameters saved", str(args.out / "capsnet.safetensors")),
     ):
         table.add_row(name, value)

@@ -5,7 +5,7 @@
 Every error of purenn is a class of `pn.errors` that is a ValueError, a TypeError or whatever else fits as well. Its
 text says where, what was expected, what came, and what to do. This guide makes the usual mistakes and prints what is
 said to them; then it shows the tools for faults that raise nothing: wrong gradients, NaN, keys used twice, needless
-tracing.
+tracing, layers that do not learn.
 """
 
 import tempfile
@@ -152,6 +152,25 @@ def what_has_changed(p: Sequential) -> None:
     assert pn.tree.equal(p, q).path == "layers.2.bias"
 
 
+def what_do_the_numbers_look_like(p: Sequential, x: Tensor) -> None:
+    # Gradients that vanish, a layer that does not learn, a step that is far too long: seen at a glance in figures by
+    # path, which are matplotlib's. (`pn.plots.TensorBoard` writes the same step by step.)
+    grads, optimizer = pn.grad(lambda p: p(x).square().mean())(p), pn.optim.adam(1e-3)
+    updates, _ = optimizer.update(grads, optimizer.init(p), p)
+    figures = {
+        "gradients": pn.plots.histograms(grads, title="gradients"),
+        "magnitudes": pn.plots.magnitudes(grads, title="sizes of gradients"),
+        "ratios": pn.plots.update_ratios(p, updates, title="updates against weights"),
+        "difference": pn.plots.difference(p, pn.optim.apply_updates(p, updates), title="after a step"),
+    }
+    with tempfile.TemporaryDirectory() as folder:
+        for name, figure in figures.items():
+            figure.savefig(Path(folder) / f"{name}.png")
+        drawn = sorted(path.name for path in Path(folder).iterdir())
+    print("\n--- what do the numbers look like?")
+    print("drawn:", ", ".join(drawn))
+
+
 def main() -> None:
     torch.set_num_threads(1)
     p, x = network(), pn.random.normal(pn.random.key(3), (5, 4))
@@ -163,6 +182,7 @@ def main() -> None:
     are_my_random_numbers_independent()
     why_is_it_traced_again(x)
     what_has_changed(p)
+    what_do_the_numbers_look_like(p, x)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 from collections.abc import Callable
 from typing import Any, Literal
 
-from purenn.errors import ArgumentError, MissingExtraError
+from purenn._extras import imported
+from purenn.errors import ArgumentError
 
 Accountant = Literal["pld", "rdp"]
 
@@ -102,14 +103,7 @@ def _check(name: str, rate: float, steps: int, delta: float, accountant: str) ->
 
 
 def _library(name: str) -> Any:
-    try:
-        import dp_accounting
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{name}: privacy is accounted for by the library dp-accounting, which is not installed: "
-            f"pip install 'purenn[privacy]'."
-        ) from error
-    return dp_accounting
+    return imported("dp_accounting", name, "privacy is accounted for by", "dp-accounting", "privacy")
 
 
 def _new_accountant(name: str, accountant: str) -> Callable[[], Any]:

@@ -83,6 +83,8 @@ def container(cls: type[C]) -> type[C]:
     cls.__init__ = _construct
     if "__repr__" not in cls.__dict__:
         cls.__repr__ = _repr
+    if "__treescope_repr__" not in cls.__dict__:
+        cls.__treescope_repr__ = _treescope_repr  # pyright: ignore[reportAttributeAccessIssue]
     made: Any = _define(cls)
     spec = made.__container_spec__ = _read_spec(made)
     made.__signature__ = _signature(spec)
@@ -115,6 +117,12 @@ def _repr(self: Any) -> str:
     from purenn.tree._repr import describe
 
     return describe(self)
+
+
+def _treescope_repr(self: Any, path: str | None, render_child: Any) -> Any:
+    from purenn.tree._treescope import render
+
+    return render(self, path, render_child)
 
 
 def _refuse_set(self: Any, name: str, value: Any) -> NoReturn:

@@ -43,8 +43,8 @@ class Summary(str):
         from rich.table import Table
 
         table = Table(caption="\n".join(self._notes))
-        for title, *cells in zip(*self._rows, strict=True):
-            table.add_column(title, justify="right" if _are_numbers(cells) else "left")
+        for title, right in zip(self._rows[0], _are_numbers(self._rows), strict=True):
+            table.add_column(title, justify="right" if right else "left")
         for row in self._rows[1:]:
             table.add_row(*row)
         return table
@@ -126,19 +126,26 @@ def _of_calls(calls: Sequence[Call]) -> Rows:
     rows: list[tuple[str, ...]] = [("path", "layer", "in", "out", "parameters", "trained", "bytes", "FLOPs")]
     for call in calls:
         path = (call.path or "-") + (f" (x{call.times})" if call.times > 1 else "")
-        numbers = (f"{number:,}" for number in (call.parameters, call.trained, call.bytes, call.flops))
-        rows.append((path, call.kind, call.inputs, call.output, *numbers))
+        numbers = (f"{number:,}" for number in (call.parameters, call.trained, call.bytes))
+        # Of a layer that was not seen at work, such as one within a module that is carried whole, nothing is known.
+        flops = f"{call.flops:,}" if call.times else "-"
+        rows.append((path, call.kind, call.inputs, call.output, *numbers, flops))
     return rows
 
 
-def _are_numbers(cells: Sequence[str]) -> bool:
-    return any(cell[0].isdigit() for cell in cells) and all(cell == "-" or cell[0].isdigit() for cell in cells)
+def _are_numbers(rows: Rows) -> list[bool]:
+    # Of every column. Paths are none, though those of a list begin with digits.
+    return [
+        number > 0
+        and any(cell[0].isdigit() for cell in column)
+        and all(cell == "-" or cell[0].isdigit() for cell in column)
+        for number, (_, *column) in enumerate(zip(*rows, strict=True))
+    ]
 
 
 def _aligned(rows: Rows) -> list[str]:
-    columns = list(zip(*rows, strict=True))
-    widths = [max(map(len, column)) for column in columns]
-    numbers = [_are_numbers(column[1:]) for column in columns]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    numbers = _are_numbers(rows)
     lines = [
         "  ".join(
             cell.rjust(width) if right else cell.ljust(width)

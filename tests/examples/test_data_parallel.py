@@ -35,6 +35,6 @@ def test_two_processes_equal_one(tmp_path: Path) -> None:
     assert all(loss < 0.95 * losses[0] for loss in losses[1:])
     one, two = (safetensors.torch.load_file(tmp_path / name / "parameters.safetensors") for name in ("one", "two"))
     assert set(one) == set(two)
-    assert {name.split(".")[0] for name in one} == {"tree", "sharded", "clipped", "module"}
+    assert {name.split(".")[0] for name in one} == {"tree", "sharded", "clipped", "meta", "module"}
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-6)

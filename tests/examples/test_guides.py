@@ -35,6 +35,7 @@ PRINTED: dict[str, tuple[str, ...]] = {
         "'layers.0.bias'    not differentiated: it is frozen",
         "check_numerics: the output of 'layers.1' (Lambda)",
         "Changed since the last trace: argument 1 from 0.1 to 0.2.",
+        "drawn: difference.png, gradients.png, magnitudes.png, ratios.png",
     ),
     "ensembles_and_soups": ("'layers.0.weight': [8, 32, 64]", "a soup of strangers:"),
     "from_jax": ("batch axes are native: [7, 5, 2]", "traced once for two calls: CacheInfo(hits=1, misses=1, size=1)"),

@@ -1,16 +1,18 @@
 """The table of a model."""
 
+import resource
 from typing import Any
 
 import pytest
 import torch
 from _models import Box, Chain, Count, make_affine, make_tied
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import bridge
 import purenn as pn
 from purenn.errors import ContainerError, ShapeError
-from purenn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU, Sequential, linear
+from purenn.layers import BatchNorm2d, Conv2d, Flatten, Linear, ReLU, Sequential, Stack, TransformerEncoderLayer, linear
 from purenn.models import GPT2, ResNet
 
 
@@ -84,7 +86,7 @@ path       layer   in        out       parameters  trained  bytes  FLOPs
 ---------  ------  --------  --------  ----------  -------  -----  -----
 -          Twice   f32[4,3]  f32[4,3]           0        0      0    144
 used (x2)  Linear  f32[4,3]  f32[4,3]          12       12     48    144
-left       Linear  -         -                 12       12     48      0
+left       Linear  -         -                 12       12     48      -
 24 parameters, 24 trained, 0 elements in buffers
 96 bytes, 144 FLOPs"""
 
@@ -114,6 +116,33 @@ def test_summary_of_calls(device: torch.device) -> None:
     assert pn.summary(bridge.to_module(p), x) == pn.summary(p, x)
 
 
+OPAQUE = """\
+path      in      tensor        elements  role
+--------  ------  ------------  --------  -------
+0.weight  Opaque  f32[4,3,3,3]       108  frozen
+0.bias    Opaque  f32[4]               4  trained
+3.weight  Opaque  f32[8,36]          288  trained
+3.bias    Opaque  f32[8]               8  trained
+408 parameters, 300 trained, 0 elements in buffers"""
+
+
+def test_foreign_modules() -> None:
+    """Modules of another make have the operations that torch counts, carried as they are or converted by layers."""
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(36, 8))
+    module[0].weight.requires_grad_(False)
+    x = torch.ones(2, 3, 5, 5)
+    with FlopCounterMode(display=False) as counter:
+        module(x)
+    carried, converted = bridge.from_module(module), bridge.convert(module)
+    for p in (carried, converted):
+        table = pn.summary(p, x)
+        assert table.flops == counter.get_total_flops() == 5040
+        assert table.parameters == 408
+        assert "408 parameters, 300 trained" in table
+    assert pn.summary(carried) == OPAQUE
+    assert "layers.3  Linear      f32[2,36]     f32[2,8]" in pn.summary(converted, x)
+
+
 def test_published_counts() -> None:
     """Parameters and operations of ResNet-50 and of GPT-2's smallest model, from shapes alone."""
     key = pn.random.key(0)
@@ -130,8 +159,23 @@ def test_published_counts() -> None:
     assert "lm_head.weight = transformer.wte.weight (tied)" in table
 
 
+def test_more_than_a_machine_holds() -> None:
+    """The table of a transformer of seventy billion parameters takes no memory of note: nothing is allocated."""
+    dim, hidden, depth, length = 8192, 28672, 96, 4096
+
+    def block(key: Tensor) -> TransformerEncoderLayer:
+        return TransformerEncoderLayer.init(key, dim, 64, dim_feedforward=hidden, device="meta")
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    table = pn.summary(Stack.init(pn.random.key(0), depth, block), torch.empty(length, 1, dim, device="meta"))
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000  # KiB
+    assert table.parameters == depth * (4 * dim * dim + 2 * dim * hidden + 9 * dim + hidden)
+    by_hand = 2 * length * depth * (4 * dim * dim + 2 * dim * hidden + 2 * length * dim)
+    assert table.flops == pytest.approx(by_hand, rel=0.01)
+
+
 def test_layers_applied_twice(device: torch.device) -> None:
-    """A layer's operations are those of all its calls; one that is not applied has no shapes."""
+    """A layer's operations are those of all its calls; one that is not applied has no shapes and no operations."""
     p = Twice(Linear.init(pn.random.key(0, device), 3, 3), Linear.init(pn.random.key(1, device), 3, 3))
     table = pn.summary(p, torch.ones(4, 3, device=device))
     assert table == TWICE
