@@ -11,7 +11,7 @@ from purenn.errors import ArgumentError, BridgeError, CheckpointError
 from purenn.optim import GradientTransformation
 from purenn.tree import HOLE, named_leaves
 from purenn.tree._checks import a_or_an
-from purenn.tree._stored import alike, misfits
+from purenn.tree._misfits import alike, misfits
 from purenn.tree._walk import flatten
 
 Make = Callable[..., GradientTransformation]

@@ -13,7 +13,8 @@ from bridge._state_dict_rename import Rename, renamed, unused_rules
 from bridge._to_module import to_module
 from purenn.errors import BridgeError, CheckpointError
 from purenn.tree import named_leaves, select, untie
-from purenn.tree._stored import misfits, tensors_of
+from purenn.tree._misfits import misfits
+from purenn.tree._stored import tensors_of
 from purenn.tree._ties import aliases_of
 from purenn.tree._walk import flatten, node_at
 

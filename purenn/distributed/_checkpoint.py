@@ -7,16 +7,18 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
-from torch.distributed.checkpoint.filesystem import FileSystemReader
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
+from purenn.distributed._listing import Reader
 from purenn.distributed._world import rank_and_size
 from purenn.errors import CheckpointError
 from purenn.tree import named_leaves
-from purenn.tree._stored import alike, misfits
+from purenn.tree._misfits import alike, misfits
 from purenn.tree._walk import flatten, quoted
 
 T = TypeVar("T")
+
+_LIST = ".metadata"
 
 
 def save(folder: str | os.PathLike[str], tree: Any) -> None:
@@ -25,11 +27,12 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
     A tree of one process is better saved by `pn.save`.
 
     Args:
-        folder: the folder, which all processes see; it is made if it is not there.
+        folder: the folder, which all processes see; it is made if it is not there. It takes one tree, so that files of
+            two are never mixed.
         tree: the tree, with the same structure in all processes. Of what all have, one copy is written.
 
     Raises:
-        CheckpointError: a leaf is no tensor.
+        CheckpointError: a leaf is no tensor, or there is a tree in the folder already.
         ArgumentError: several processes were launched, but there is no process group.
     """
     alone = rank_and_size("save", None)[1] == 1
@@ -37,13 +40,16 @@ def save(folder: str | os.PathLike[str], tree: Any) -> None:
     for path, leaf in tensors.items():
         if not isinstance(leaf, Tensor):
             raise CheckpointError(f"save: {quoted(path)} is {leaf!r}, no tensor: store it as a tensor.")
+    if (Path(folder) / _LIST).exists():
+        raise CheckpointError(f"save: {os.fspath(folder)} has a tree already: give each a folder of its own.")
     state_dict_saver.save(_named(tensors), checkpoint_id=folder, no_dist=alone)
 
 
 def load(folder: str | os.PathLike[str], *, like: T) -> T:
     """Read a tree that `save` has written. To be called by all processes.
 
-    Read only what you trust: the list of what is in the folder is a pickle.
+    torch keeps the list of what is in the folder as a pickle. Nothing in it is run: what is no list of tensors in files
+    of this folder is refused.
 
     Args:
         folder: the folder.
@@ -54,16 +60,20 @@ def load(folder: str | os.PathLike[str], *, like: T) -> T:
         A new tree; `like` is not touched.
 
     Raises:
-        CheckpointError: there is no such checkpoint, or it lacks leaves, has others, or has leaves of other shapes or
-            dtypes. All of them are listed in one error.
+        CheckpointError: there is no such checkpoint, or it is damaged; or it lacks leaves, has others, or has leaves of
+            other shapes or dtypes. All of them are listed in one error.
         ArgumentError: several processes were launched, but there is no process group.
     """
     alone = rank_and_size("load", None)[1] == 1
-    if not (Path(folder) / ".metadata").is_file():
+    if not (Path(folder) / _LIST).is_file():
         raise CheckpointError(f"load: there is no checkpoint of pn.distributed.save in {os.fspath(folder)}.")
     values, structure = flatten(like)
     wanted = _named(dict(zip(structure.paths, values, strict=True)))
-    stored = _described(FileSystemReader(folder).read_metadata())
+    reader = Reader(folder)
+    try:
+        stored = _described(reader.read_metadata())
+    except Exception as error:  # a damaged list can fail in any way
+        raise CheckpointError(f"load: the list of what is in {os.fspath(folder)} cannot be read: {error}.") from error
     problems = misfits(wanted, stored, source="folder", target="tree", fits=alike)
     if problems:
         raise CheckpointError(
@@ -71,7 +81,7 @@ def load(folder: str | os.PathLike[str], *, like: T) -> T:
             "Give a tree of the structure that was saved."
         )
     read = {name: torch.empty_like(value) for name, value in wanted.items()}
-    state_dict_loader.load(read, checkpoint_id=folder, no_dist=alone)
+    state_dict_loader.load(read, storage_reader=reader, no_dist=alone)
     return structure.rebuild(read.values())
 
 

@@ -13,15 +13,18 @@ from torch import Tensor
 from purenn.errors import ArgumentError, CheckpointError
 from purenn.tree._files import load, metadata, save
 from purenn.tree._map import map as map_leaves
+from purenn.tree._shards import remove, shard_pattern
 
 T = TypeVar("T")
 
-_NAME = re.compile(r"step_(\d{10,})\.safetensors")
-_LEFTOVER = re.compile(r"\.step_\d{10,}\.safetensors\.[0-9a-f]{8}")
+_STEP = r"step_(\d{10,})"
+_NAME = re.compile(rf"{_STEP}\.safetensors(?:\.index\.json)?")
+_LEFTOVER = re.compile(rf"\.{_NAME.pattern}\.[0-9a-f]{{8}}")
+_SHARD = shard_pattern(_STEP)
 
 
 class Checkpointer:
-    """Keeps the newest states of a training in a folder, a safetensors file for each.
+    """Keeps the newest states of a training in a folder, a safetensors file for each, or several if it is large.
 
     A state is any tree of tensors: put everything into it that the training needs to go on, such as parameters,
     buffers, the optimiser's state, keys and the position in the data. Then a process that is killed at any moment and
@@ -35,9 +38,10 @@ class Checkpointer:
         keep: how many of the newest states stay. Default: 3.
         asynchronous: whether `save` copies the state and returns, while a thread writes it. A failure to write is then
             raised by the next `save` or by `wait`. Default: False.
+        max_shard_size: the most bytes of tensors in one file, as in `pn.save`. Default: 5 GB.
 
     Raises:
-        ArgumentError: `keep` is less than 1.
+        ArgumentError: `keep` or `max_shard_size` is less than 1.
         CheckpointError: `folder` is a file.
 
     Example:
@@ -53,24 +57,31 @@ class Checkpointer:
         (4, {'weight': tensor([5., 5., 5.])})
     """
 
-    def __init__(self, folder: str | os.PathLike[str], *, keep: int = 3, asynchronous: bool = False) -> None:
-        if keep < 1:
-            raise ArgumentError(f"Checkpointer: keep must be at least 1, got {keep}.")
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        *,
+        keep: int = 3,
+        asynchronous: bool = False,
+        max_shard_size: int = 5_000_000_000,
+    ) -> None:
+        for name, number in (("keep", keep), ("max_shard_size", max_shard_size)):
+            if number < 1:
+                raise ArgumentError(f"Checkpointer: {name} must be at least 1, got {number}.")
         self.folder = Path(folder)
         if self.folder.exists() and not self.folder.is_dir():
             raise CheckpointError(f"Checkpointer: {self.folder} is a file; give a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.keep, self.asynchronous = keep, asynchronous
+        self.keep, self.asynchronous, self.max_shard_size = keep, asynchronous, max_shard_size
         self._writer: threading.Thread | None = None
         self._failure: BaseException | None = None
 
     def steps(self) -> list[int]:
         """The steps whose states are in the folder, the oldest first."""
-        found = (_NAME.fullmatch(name) for name in os.listdir(self.folder))
-        return sorted(int(match[1]) for match in found if match)
+        return self._steps(_NAME)
 
     def path(self, step: int) -> Path:
-        """The file of a step's state."""
+        """The file of a step's state; if there are several, what their names begin with."""
         return self.folder / f"step_{step:010d}.safetensors"
 
     def save(self, step: int, state: Any, *, metadata: Mapping[str, str] | None = None) -> None:
@@ -161,20 +172,16 @@ class Checkpointer:
             self._failure = error
 
     def _write(self, step: int, state: Any, text: Mapping[str, str] | None) -> None:
-        save(self.path(step), state, metadata=text)
-        _flush(self.folder)
+        save(self.path(step), state, metadata=text, max_shard_size=self.max_shard_size)
         for number in self.steps()[: -self.keep]:
-            self.path(number).unlink()
+            remove(self.path(number))
+        # Of a process that was killed while it wrote or removed.
+        for number in set(self._steps(_SHARD)) - set(self.steps()):
+            remove(self.path(number))
         for name in os.listdir(self.folder):
-            if _LEFTOVER.fullmatch(name):  # of a process that was killed while it wrote
+            if _LEFTOVER.fullmatch(name):
                 (self.folder / name).unlink()
 
-
-def _flush(folder: Path) -> None:
-    # The file's name is safe on the disk only when the folder is.
-    if os.name == "posix":
-        number = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(number)
-        finally:
-            os.close(number)
+    def _steps(self, pattern: re.Pattern[str]) -> list[int]:
+        found = (pattern.fullmatch(name) for name in os.listdir(self.folder))
+        return sorted({int(match[1]) for match in found if match})

@@ -1,35 +1,54 @@
-"""A checksum of named tensors, fast enough to be made of everything that is saved and loaded.
+"""A checksum of a tensor, fast enough to be made of everything that is saved and loaded, and one of text.
 
 Each block of 64-bit words is multiplied with odd weights, each place with its own, and summed modulo 2^64: a change of
-any one word changes the sum, and so do words that change places. The sums, with names, dtypes and shapes, are hashed.
-It finds damage, and it is no protection against somebody who wants to deceive.
+any one word changes the sum, and so do words that change places. The sums, with dtype and shape, are hashed. It finds
+damage, and it is no protection against somebody who wants to deceive.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_BLOCK = 1 << 18  # words; they and their weights stay in the processor's cache
+_BLOCK = 1 << 17  # words; they and their weights stay in the processor's cache
+_CHUNK = 1 << 22  # bytes; large enough for a disk, small enough to be written before they leave the cache
+#: How many characters a tensor's checksum has.
+LENGTH = 16
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """A text of 32 characters that tells whether contiguous tensors on the CPU are the same, bit for bit."""
-    found = hashlib.blake2b(digest_size=16)
-    longest = max((tensor.nbytes for tensor in tensors.values()), default=0)
-    weights = 2 * torch.arange(min(_BLOCK, longest // 8 + 1)) + 1
-    for name in sorted(tensors):
-        tensor = tensors[name]
-        sums = [int(torch.dot(words, weights[: len(words)])) for words in _words(tensor)]
-        found.update(repr((name, str(tensor.dtype), tuple(tensor.shape), sums)).encode())
+def word_weights() -> Tensor:
+    """The weights of the words of a block."""
+    return 2 * torch.arange(_BLOCK, device="cpu") + 1
+
+
+def checksum(tensor: Tensor, weights: Tensor, also: Callable[[Tensor], Any] | None = None) -> str:
+    """A text that tells whether contiguous tensors on the CPU are the same, bit for bit.
+
+    Args:
+        tensor: the tensor.
+        weights: what `word_weights` has made.
+        also: what else to do with its bytes, chunk by chunk, while they are in the processor's cache.
+    """
+    found = hashlib.blake2b(repr((str(tensor.dtype), tuple(tensor.shape))).encode(), digest_size=LENGTH // 2)
+    for chunk in tensor.detach().reshape(-1).view(torch.uint8).split(_CHUNK):
+        for words in _words(chunk):
+            total = int(torch.dot(words, weights[: len(words)]))
+            found.update(total.to_bytes(8, "little", signed=True))
+        if also is not None:
+            also(chunk)
     return found.hexdigest()
 
 
-def _words(tensor: Tensor) -> Iterator[Tensor]:
+def checksum_of_text(text: Mapping[str, str]) -> str:
+    """A text that tells whether texts by name are the same."""
+    return hashlib.blake2b(repr(sorted(text.items())).encode(), digest_size=16).hexdigest()
+
+
+def _words(data: Tensor) -> Iterator[Tensor]:
     # All bytes as integers of 64 bits, block by block, the last few in a word of their own.
-    data = tensor.detach().reshape(-1).view(torch.uint8)
     if data.storage_offset() % 8 or data.data_ptr() % 8:
         data = data.clone()
     whole = len(data) // 8 * 8

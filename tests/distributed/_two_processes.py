@@ -27,7 +27,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import bridge
 import purenn as pn
-from purenn.errors import ArgumentError, SelectionError, TransformError
+from purenn.errors import ArgumentError, CheckpointError, SelectionError, TransformError
 from purenn.layers import (
     BatchNorm1d,
     GroupedQueryAttention,
@@ -371,6 +371,12 @@ def misuse(mesh: DeviceMesh) -> None:
             lambda: pn.distributed.from_rank(p, 2),
             ArgumentError,
             "from_rank: there is no process 2, they are 0 to 1.",
+        ),
+        (
+            lambda: pn.save(Path(sys.argv[2]) / "placed.safetensors", placed),
+            CheckpointError,
+            "save: 'layers.0.weight' (f64[5,3]) is a DTensor: for DTensors there is pn.distributed.save, which every "
+            "process calls, or save pn.distributed.gather(tree).",
         ),
         (
             lambda: pn.distributed.rank_rows({"x": torch.ones(7, 2)}),

@@ -1,5 +1,8 @@
 """`pn.distributed` in one process."""
 
+import contextlib
+import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +60,10 @@ def test_checkpoints_alone(tmp_path: Path) -> None:
             f"load: there is no checkpoint of pn.distributed.save in {tmp_path}.",
         ),
         (
+            lambda: pn.distributed.save(tmp_path / "c", p),
+            f"save: {tmp_path / 'c'} has a tree already: give each a folder of its own.",
+        ),
+        (
             lambda: pn.distributed.save(tmp_path / "d", {"n": 3}),
             "save: 'n' is 3, no tensor: store it as a tensor.",
         ),
@@ -65,6 +72,42 @@ def test_checkpoints_alone(tmp_path: Path) -> None:
         with pytest.raises(CheckpointError) as error:
             act()
         assert str(error.value) == message
+
+
+class Call:
+    """What runs a function when it is read as a pickle."""
+
+    def __reduce__(self) -> Any:
+        return os.getenv, ("HOME",)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.distributed is disabled, unavailable or uninitialized:UserWarning")
+def test_lists_that_are_none(tmp_path: Path) -> None:
+    """The list of what is in a folder runs nothing, names no files elsewhere, and is whole."""
+    p = {"a": torch.ones(2, 3, dtype=torch.bfloat16)}
+    folder = tmp_path / "c"
+    pn.distributed.save(folder, p)
+    listed = (folder / ".metadata").read_bytes()
+    cases = [
+        (pickle.dumps(Call()), "os.getenv is no part of a list of tensors"),
+        (pickle.dumps({"a": 1}), "it is a dict"),
+        (listed.replace(b"__0_0.distcp", b"../0_.distcp"), "it names the file '../0_.distcp'"),
+        (listed.replace(b"__0_0.distcp", b"__9_9.distcp"), "there is no file __9_9.distcp"),
+        (listed[:-9], None),
+        (b"", None),
+    ]
+    for content, message in cases:
+        (folder / ".metadata").write_bytes(content)
+        with pytest.raises(CheckpointError) as error:
+            pn.distributed.load(folder, like=p)
+        message = message or str(error.value.__cause__)
+        assert str(error.value) == f"load: the list of what is in {folder} cannot be read: {message}."
+    for place in range(0, len(listed), 7):
+        (folder / ".metadata").write_bytes(listed[:place] + b"\xff" + listed[place + 1 :])
+        with contextlib.suppress(CheckpointError):
+            assert pn.tree.equal(pn.distributed.load(folder, like=p), p)
+    (folder / ".metadata").write_bytes(listed)
+    assert pn.tree.equal(pn.distributed.load(folder, like=p), p)
 
 
 def test_transformer_rules() -> None:

@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +38,34 @@ def test_keeps_the_newest(tmp_path: Path, device: torch.device, asynchronous: bo
     assert step_3 is not None
     assert pn.tree.equal(step_3[1], state(3, device))
     assert checkpoints.metadata(3) == {"epoch": "3"}
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_states_in_several_files(tmp_path: Path, device: torch.device, asynchronous: bool) -> None:
+    """A state that is larger than a file has several; of those that are gone, and of killed saves, none is left."""
+    options: dict[str, Any] = {"keep": 2, "asynchronous": asynchronous, "max_shard_size": 10}
+    with pn.Checkpointer(tmp_path, **options) as checkpoints:
+        for step in range(4):
+            checkpoints.save(step, state(step, device), metadata={"epoch": str(step)})
+    assert checkpoints.steps() == [2, 3]
+    assert checkpoints.metadata(3) == {"epoch": "3"}
+    found = checkpoints.restore(like=state(0, device))
+    assert found is not None
+    assert found[0] == 3
+    assert pn.tree.equal(found[1], state(3, device))
+    for name in ("step_0000000009-00001-of-00003.safetensors", ".step_0000000009.safetensors.index.json.0123abcd"):
+        (tmp_path / name).touch()
+    with pn.Checkpointer(tmp_path, **options) as checkpoints:
+        checkpoints.save(3, state(5, device))
+        checkpoints.save(4, state(4, device))
+    steps = [f"step_{step:010d}" for step in (3, 4)]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert len(names) == 6
+    assert all(name.startswith(tuple(steps)) for name in names)
+    with pn.Checkpointer(tmp_path, keep=2) as checkpoints:
+        checkpoints.save(4, state(6, device))
+        checkpoints.save(5, state(7, device))
+    assert sorted(path.name for path in tmp_path.iterdir()) == [checkpoints.path(step).name for step in (4, 5)]
 
 
 def test_the_same_step_again(tmp_path: Path, device: torch.device) -> None:
@@ -73,12 +102,30 @@ def test_a_failure_to_write_arrives(tmp_path: Path, device: torch.device) -> Non
     assert checkpoints.steps() == [0]
 
 
+def test_a_program_that_ends(tmp_path: Path) -> None:
+    """What an asynchronous save has begun is written though the program comes to its end and nobody waits."""
+    program = (
+        f"import torch, purenn as pn; pn.Checkpointer({str(tmp_path)!r}, asynchronous=True, max_shard_size=1 << 22)"
+        ".save(0, {str(n): torch.ones(1 << 20) for n in range(8)})"
+    )
+    done = subprocess.run([sys.executable, "-c", program], check=True, capture_output=True, text=True, timeout=100)
+    assert done.stderr == ""
+    found = pn.Checkpointer(tmp_path).restore(like={str(n): torch.zeros(1 << 20) for n in range(8)})
+    assert found is not None
+    assert all(leaf.all() for leaf in found[1].values())
+
+
 def test_errors(tmp_path: Path, device: torch.device) -> None:
     """Wrong use says what was wrong and what to do."""
     checkpoints = pn.Checkpointer(tmp_path / "run")
     checkpoints.save(4, state(0, device))
     cases = [
         (lambda: pn.Checkpointer(tmp_path, keep=0), ArgumentError, "Checkpointer: keep must be at least 1, got 0."),
+        (
+            lambda: pn.Checkpointer(tmp_path, max_shard_size=0),
+            ArgumentError,
+            "Checkpointer: max_shard_size must be at least 1, got 0.",
+        ),
         (
             lambda: pn.Checkpointer(checkpoints.path(4)),
             CheckpointError,
@@ -125,7 +172,10 @@ def test_damaged_files_are_refused(tmp_path: Path, device: torch.device) -> None
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="the script forks")
 def test_killed_at_any_moment(tmp_path: Path) -> None:
-    """A training that is killed 30 times at random moments ends with the same bits as an undisturbed one."""
+    """A training that is killed 30 times at random moments ends with the same bits as an undisturbed one.
+
+    It saves in one file or in several, in a thread or not, as is drawn for each of its lives.
+    """
 
     def run(folder: str, kills: int) -> int:
         command = [sys.executable, str(KILLED), str(tmp_path / folder), str(kills), "400"]

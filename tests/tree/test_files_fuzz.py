@@ -1,12 +1,14 @@
-"""Damaged files: whatever has happened to one, `load` raises our error or returns what was saved."""
+"""Damaged files: whatever has happened to one, or to an index, `load` raises our error or returns what was saved."""
 
 import json
 import random
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings, strategies
 
 import purenn as pn
 from purenn.errors import CheckpointError
@@ -84,24 +86,82 @@ def header(data: bytearray, draw: random.Random) -> None:
     data[: 8 + size] = struct.pack("<Q", len(text)) + text
 
 
-@pytest.mark.parametrize("damage", [overwrite, flip, cut, remove, insert, swap, length, header])
-def test_damage_is_found(tmp_path: Path, device: torch.device, damage) -> None:
-    """Four hundred damages of each kind: an error of ours, or the very tree that was saved."""
-    tree = saved(device)
-    path, damaged = tmp_path / "whole.safetensors", tmp_path / "damaged.safetensors"
-    pn.save(path, tree, metadata={"epoch": "3"})
-    whole = path.read_bytes()
-    draw = random.Random(damage.__name__)
-    refused = 0
-    for _ in range(400):
-        data = bytearray(whole)
+def index(data: bytearray, draw: random.Random) -> None:
+    """Changes that leave an index readable: other names, files and texts."""
+    content = json.loads(data)
+    weight_map, text = content["weight_map"], content["metadata"]
+    name, other = draw.sample(sorted(weight_map), 2)
+    what = draw.choice(["swap", "file", "name", "drop", "text", "move", "no text", "twice"])
+    if what == "swap":
+        weight_map[name], weight_map[other] = weight_map[other], weight_map[name]
+    elif what == "file":
+        weight_map[name] = draw.choice(["../x.safetensors", "/etc/passwd", "", "\0", "x.safetensors", 3, None, [name]])
+    elif what == "name":
+        weight_map[draw.choice(["../../x", "", "\0", other])] = weight_map.pop(name)
+    elif what == "drop":
+        del weight_map[name]
+    elif what == "text":
+        text[draw.choice(sorted(text))] = draw.choice(["", "3", "{}", "[]", "null", 3, None, {}, [], "[" * 5000])
+    elif what == "move":
+        content[draw.choice(["metadata", "weight_map"])] = draw.choice([{}, [], None, 3, "x", weight_map, text])
+    elif what == "no text":
+        del content["metadata"]
+        weight_map[name] = weight_map[other]
+    data[:] = json.dumps(content).encode()
+    if what == "twice":
+        data[:] = bytes(data).replace(b'"weight_map": {', f'"weight_map": {{"{name}": "{weight_map[other]}", '.encode())
+
+
+def outcomes(whole: Path, damaged: Path, tree: dict, damage: Callable[[bytearray, random.Random], None]) -> float:
+    """Damage a file four hundred times, or in all ways there are; the share of times that the tree is refused."""
+    content = damaged.read_bytes()
+    tried = refused = 0
+
+    @settings(max_examples=400, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck))
+    @given(draw=strategies.randoms(use_true_random=False))
+    def is_refused_or_whole(draw: random.Random) -> None:
+        nonlocal tried, refused
+        tried += 1
+        data = bytearray(content)
         damage(data, draw)
         damaged.write_bytes(data)
         try:
-            assert pn.tree.equal(pn.load(damaged, like=tree), tree)
+            assert pn.tree.equal(pn.load(whole, like=tree), tree)
         except CheckpointError:
             refused += 1
-    assert refused > 200
+
+    is_refused_or_whole()
+    damaged.write_bytes(content)
+    assert pn.tree.equal(pn.load(whole, like=tree), tree)
+    return refused / tried
+
+
+ANYWHERE = [overwrite, flip, cut, remove, insert, swap]
+
+
+@pytest.mark.parametrize("damage", [*ANYWHERE, length, header])
+def test_damage_is_found(tmp_path: Path, device: torch.device, damage) -> None:
+    """Four hundred damages of each kind to a file: an error of ours, or the very tree that was saved."""
+    tree, path = saved(device), tmp_path / "file.safetensors"
+    pn.save(path, tree, metadata={"epoch": "3"})
+    assert outcomes(path, path, tree, damage) > 0.5
+
+
+@pytest.mark.parametrize("damage", [*ANYWHERE, index])
+def test_damage_to_an_index_is_found(tmp_path: Path, device: torch.device, damage) -> None:
+    """As many to the index of several files."""
+    tree, path = saved(device), tmp_path / "file.safetensors"
+    pn.save(path, tree, metadata={"epoch": "3"}, max_shard_size=30)
+    assert outcomes(path, tmp_path / "file.safetensors.index.json", tree, damage) > 0.5
+
+
+@pytest.mark.parametrize("damage", [flip, swap, header])
+def test_damage_to_one_of_several_files_is_found(tmp_path: Path, device: torch.device, damage) -> None:
+    """As many to one of several files."""
+    tree, path = saved(device), tmp_path / "file.safetensors"
+    pn.save(path, tree, metadata={"epoch": "3"}, max_shard_size=30)
+    shard = next(file for file in sorted(tmp_path.iterdir()) if b"linear.bias" in file.read_bytes())
+    assert outcomes(path, shard, tree, damage) > 0.5
 
 
 def test_checksum(tmp_path: Path, device: torch.device) -> None:

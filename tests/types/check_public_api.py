@@ -107,6 +107,7 @@ def trees() -> None:
     assert_type(pn.tree.to(tensors, "cpu"), dict[str, Tensor])
     assert_type(pn.tree.stack((tensors, tensors)), dict[str, Tensor])
     assert_type(pn.load("p.safetensors", like=p), Linear)
+    assert_type(pn.load("p.safetensors", like=p, paths=["bias"], verify=False), Linear)
     pn.tree.partition(p, path="bias")  # pyright: ignore[reportCallIssue]
     pn.tree.to(p, 3)  # pyright: ignore[reportArgumentType]
     pn.tree.freeze(p, 3)  # pyright: ignore[reportArgumentType]
@@ -124,7 +125,7 @@ def answers() -> None:
     assert_type(pn.tree.device(p), torch.device | None)
     assert_type(pn.tree.is_container(p), bool)
     assert_type(pn.summary(p), pn.tree.Summary)
-    assert_type(pn.save(Path("p.safetensors"), p, metadata={"step": "1"}), None)
+    assert_type(pn.save(Path("p.safetensors"), p, metadata={"step": "1"}, max_shard_size=10**9), None)
     assert_type(pn.tree.metadata("p.safetensors"), dict[str, str])
     pn.save("p.safetensors", p, metadata={"step": 1})  # pyright: ignore[reportArgumentType]
 
