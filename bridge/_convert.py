@@ -119,8 +119,6 @@ class _Converter:
         return None if module is None else self.container(module, path)
 
     def container(self, module: nn.Module, path: str) -> Any:
-        if isinstance(module, Module):
-            return self.noted(module, module.tree(), path, len(self.nodes))
         start = len(self.nodes)
         reason = why_opaque(module)
         if reason is None:
@@ -138,6 +136,8 @@ class _Converter:
 
     def native(self, module: nn.Module, path: str) -> Any:
         """The native container; raises a BridgeError with the reason if there is none."""
+        if isinstance(module, Module):
+            return module.tree()
 
         def part(name: str) -> Any:
             parent, _, last = name.rpartition(".")

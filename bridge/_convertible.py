@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from bridge._convert_registry import known_base, nearest_known
+from bridge._module import Module, is_changed
 from bridge._opaque import Opaque
 from purenn.errors import BridgeError
 from purenn.tree import Layer, is_container
@@ -25,6 +26,8 @@ _HOOKS = {
 def why_opaque(module: nn.Module) -> str | None:
     """Why a module can have no native container, None if nothing is seen yet that speaks against it."""
     cls = type(module)
+    if isinstance(module, Module):
+        return "others have put parameters, buffers or modules into it" if is_changed(module) else None
     if is_parametrized(module):
         return "it is parametrized"
     if known_base(cls) is None:

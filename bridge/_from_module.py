@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer
 
-from bridge._module import Module
+from bridge._module import Module, is_changed
 from bridge._opaque import opaque
 from purenn.errors import BridgeError
 from purenn.tree._partition import freeze
@@ -20,7 +20,8 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 def from_module(module: nn.Module, *, example: Any = None, stateful: bool | None = None) -> Any:
     """The container of a module: the inverse of `to_module`, and any other module as a pure function.
 
-    A module made by `to_module` gives back its container. Any other module becomes an opaque container: its parameters
+    A module made by `to_module` gives back its container, without hooks that it has been given. Any other module, and
+    one into which others have put something (parametrizations, pruning), becomes an opaque container: its parameters
     and buffers under their own names, applied by running the module's own code on the tensors of the container. The
     module is copied without its tensors and never touched, whatever happens in a call; calls may run in several threads
     at once. What a call leaves in attributes of the module is forgotten.
@@ -34,7 +35,9 @@ def from_module(module: nn.Module, *, example: Any = None, stateful: bool | None
     buffer or updates it in place), ``p(...)`` returns ``(output, new container)``, and `purenn.is_stateful` says so.
 
     In transformations the functions that `torch.func` cannot handle are replaced by others with the same values:
-    normalisation, recurrent layers and cells, attention, embeddings with `max_norm`, and more.
+    normalisation, recurrent layers and cells, attention, embeddings with `max_norm`, and more. Code that asks for the
+    value of a batched tensor gets an answer if that is the same for all examples, and otherwise an error that names the
+    module. Activations that the module would compute again in the backward pass (`torch.utils.checkpoint`) are kept.
 
     Args:
         module: the module. One that is compiled or wrapped for data-parallel training stands for what is in it.
@@ -64,8 +67,11 @@ def from_module(module: nn.Module, *, example: Any = None, stateful: bool | None
     if not isinstance(module, nn.Module):
         raise BridgeError(f"from_module takes a module, got {type(module).__name__}.")
     module = prepared(module, example)
-    p = _detached(module.tree()) if isinstance(module, Module) else opaque(module, stateful=stateful)
-    aliases = set(_aliases(module))
+    if isinstance(module, Module) and not is_changed(module):
+        # With the ties that it has recorded.
+        p, aliases = _detached(module.tree()), set(_aliases(module))
+    else:
+        p, aliases = opaque(module, stateful=stateful), set()
     frozen = [
         name
         for name, parameter in module.named_parameters(remove_duplicate=False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bridge._opaque import Opaque, live_opaque
+from bridge._opaque import Opaque, carry, live_opaque
 from purenn.errors import BridgeError
 from purenn.tree._applies import binding_of
 from purenn.tree._fields import Marks, spec_of
@@ -42,7 +42,8 @@ class Module(nn.Module):
         aliases: dict[str, str],
         frozen: frozenset[str] = frozenset(),
     ) -> None:
-        super().__init__()
+        # Past the constructors of torch's layers, of which some of these modules are.
+        nn.Module.__init__(self)
         self.container_class = container_class
         self.stateful = stateful
         self.aliases = aliases
@@ -79,6 +80,7 @@ class Module(nn.Module):
             name = self.container_class.__name__
             raise BridgeError(f"{name} has no function to run: bind one with @pn.applies({name}).")
         kwargs = options(self, binding.takes, self._get_name(), args, kwargs)
+        carry_strangers(self)
         out = binding.raw(self, *args, **kwargs)
         if not self.stateful:
             return out
@@ -184,6 +186,37 @@ def _tree_of_foreign(module: nn.Module) -> Any:
     from bridge._convert import converted
 
     return converted(module, "from_module").live
+
+
+def is_changed(module: Module) -> bool:
+    """Whether others have put something of their own into a bridged module, as parametrizations and pruning do.
+
+    Its code still computes with that, but the container for which it was made has no place for it.
+    """
+    for part in module.modules():
+        if isinstance(part, Module):
+            spec = spec_of(part.container_class)
+            assert spec is not None
+            own = part._parameters.keys() | part._buffers.keys() | part._modules.keys()
+            if not own <= set(spec.dynamic):
+                return True
+    return False
+
+
+def carry_strangers(owner: nn.Module) -> None:
+    """Let modules that others have put into the places of parts be applied by functions as those parts were.
+
+    Args:
+        owner: a bridged module, or what stands for a tuple or dict in one.
+    """
+    if not owner._modules or torch.compiler.is_compiling():
+        return
+    places = owner.__dict__.get("places", {})
+    for name, child in owner._modules.items():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict, Group)):
+            carry_strangers(child)
+        elif name in places and child is not None and "container_class" not in child.__dict__:
+            carry(child, *places[name])
 
 
 def options(module: nn.Module, takes: frozenset[str], name: str, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:

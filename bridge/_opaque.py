@@ -93,7 +93,7 @@ class Opaque(Layer):
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"containers are immutable: use pn.replace(p, {name}=...)")
 
-    def __replace__(self, **changes: Any) -> "Opaque":
+    def __replace__(self, /, **changes: Any) -> "Opaque":
         for name in changes:
             if name not in self._kinds:
                 raise ContainerError(
@@ -211,7 +211,7 @@ def _part(module: nn.Module, template: Template, place: Place) -> Opaque:
     return (StatefulOpaque if place.stateful else Opaque)(Skeleton(template, place), children, kinds)
 
 
-@applies(Opaque, stateful=False)
+@applies(Opaque, stateful=False, stands_in=True)
 def apply_opaque(p: Opaque, *args: Any, key: Any = None, train: bool = False, **kwargs: Any) -> Any:
     """Run the module's own code on the tensors of its container.
 
@@ -228,7 +228,7 @@ def apply_opaque(p: Opaque, *args: Any, key: Any = None, train: bool = False, **
     return out
 
 
-@applies(StatefulOpaque, stateful=True)
+@applies(StatefulOpaque, stateful=True, stands_in=True)
 def apply_stateful_opaque(p: Opaque, *args: Any, key: Any = None, train: bool = False, **kwargs: Any) -> Any:
     """Run the module's own code; returns its output and the container with the new buffers."""
     return _applied(p, args, key, train, kwargs)

@@ -5,13 +5,14 @@ records, and everything recorded becomes an output of a function of the new form
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import attrs
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
+from torch.utils.checkpoint import CheckpointFunction
 
 from bridge._pure_questions import running
 from bridge._pure_replaced import Replacement, running_paths
@@ -130,6 +131,9 @@ def _renewed(old: type) -> Any:
 
 def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     def apply(cls: Any, *args: Any, **kwargs: Any) -> Any:
+        if cls is CheckpointFunction:
+            function, _, *inputs = args
+            return function(*inputs)
         is_old = cls.setup_context is Function.setup_context
         if not is_old or not torch._C._are_functorch_transforms_active():
             return original(cls, *args, **kwargs)
@@ -147,5 +151,14 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
     return apply
 
 
+def _kept(original: Callable[..., Any]) -> Callable[..., Any]:
+    def generator(*args: Any, **kwargs: Any) -> Iterator[None]:
+        yield
+
+    return generator
+
+
 #: What lets functions of the older form run in transformations.
-APPLY = Replacement("torch.autograd.function.Function", "apply", _make)
+APPLY = Replacement("torch.autograd.function.Function", "apply", _make, always=True)
+#: Checkpointed activations are kept: where they would be computed again, the module has no tensors any more.
+CHECKPOINT = Replacement("torch.utils.checkpoint", "_checkpoint_without_reentrant_generator", _kept, always=True)

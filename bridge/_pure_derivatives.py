@@ -118,6 +118,11 @@ def _hashable(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
+def _adaptive_avg_pool(function: Any) -> Handler:
+    # torch keeps the order of dimensions in memory, and has no batching rule for that.
+    return lambda context, input, *sizes: function(input if is_plain() else input.contiguous(), *sizes)
+
+
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
     over = [n for n in range(v.dim()) if n != dim % v.dim()] if dim != -1 else list(range(v.dim()))
     return v * (g / (torch.linalg.vector_norm(v, 2, over, keepdim=True) if over else v.abs()))
@@ -153,6 +158,8 @@ HANDLERS: dict[Any, Handler] = {
     F.soft_margin_loss: _instead(F.soft_margin_loss, _two_tensors(losses.soft_margin_loss)),
     F.hardsigmoid: _instead(F.hardsigmoid, _hardsigmoid),
     F.interpolate: _interpolate,
+    F.adaptive_avg_pool2d: _adaptive_avg_pool(F.adaptive_avg_pool2d),
+    F.adaptive_avg_pool3d: _adaptive_avg_pool(F.adaptive_avg_pool3d),
     torch.histc: _histc,
     Tensor.histc: _histc,
     _torch._weight_norm: _instead(_torch._weight_norm, _weight_norm),

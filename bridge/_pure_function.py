@@ -10,8 +10,9 @@ import torch
 from optree.registry import __GLOBAL_NAMESPACE as OPTREE_GLOBAL
 from torch import nn
 
-from bridge._module import Group, Module, options
+from bridge._module import Group, Module, carry_strangers, options
 from bridge._opaque import Opaque, live_like
+from bridge._twins import carrier_classes
 from purenn.errors import BridgeError
 from purenn.tree._applies import is_stateful
 from purenn.tree._checks import a_or_an
@@ -56,6 +57,7 @@ def _run(
     **kwargs: Any,
 ) -> Any:
     name = getattr(fn, "__name__", type(fn).__name__)
+    carry_strangers(module)
     p = _seen(module, pattern)
     out = fn(p, *args, **options(module, takes, name, args, kwargs))
     if not stateful:
@@ -105,4 +107,5 @@ def _unflatten(context: Any, values: Any) -> Any:
 
 # To transformations a module that carries a container is that container, with the module's parameters in it.
 _register: Any = optree.register_pytree_node
-_register(Module, _flatten, _unflatten, path_entry_type=optree.GetAttrEntry, namespace=OPTREE_GLOBAL)
+for _class in carrier_classes():
+    _register(_class, _flatten, _unflatten, path_entry_type=optree.GetAttrEntry, namespace=OPTREE_GLOBAL)

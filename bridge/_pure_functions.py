@@ -119,11 +119,12 @@ def _from_inside(function: Any) -> Handler:
     return lambda context, *args, **kwargs: context.inside(function, *args, **kwargs)
 
 
-def _question(kind: str, function: Any) -> Handler:
+def _question(kind: str, function: Any, convert: type | None = None) -> Handler:
     def run(context: Context, *args: Any) -> Any:
         if not any(isinstance(arg, Tensor) and is_unknown(arg) for arg in args):
             return function(*args)
-        return answer(kind, context.paths)
+        given = answer(kind, args, context.paths)
+        return given if convert is None else convert(given)
 
     return run
 
@@ -155,10 +156,10 @@ HANDLERS: dict[Any, Handler] = {
     F.one_hot: _one_hot,
     _torch._has_compatible_shallow_copy_type: _shares_memory,
     F.gumbel_softmax: _from_inside(F.gumbel_softmax),
-    Tensor.__bool__: _question("bool", Tensor.__bool__),
-    Tensor.__int__: _question("int", Tensor.__int__),
-    Tensor.__float__: _question("float", Tensor.__float__),
-    Tensor.__index__: _question("int", Tensor.__index__),
+    Tensor.__bool__: _question("bool", Tensor.__bool__, bool),
+    Tensor.__int__: _question("int", Tensor.__int__, int),
+    Tensor.__float__: _question("float", Tensor.__float__, float),
+    Tensor.__index__: _question("int", Tensor.__index__, int),
     Tensor.item: _question("item", Tensor.item),
     Tensor.tolist: _question("tolist", Tensor.tolist),
     torch.equal: _question("torch.equal", torch.equal),

@@ -12,6 +12,7 @@ from bridge import _pure_derivatives, _pure_draws, _pure_functions, _pure_norms,
 from bridge._pure_context import Context, Handler
 from bridge._pure_questions import explained
 from bridge._pure_writes import Writes, writes_in_place
+from purenn._modes import is_plain
 
 _HANDLERS: dict[Any, Handler] = {
     **_pure_norms.HANDLERS,
@@ -30,8 +31,15 @@ def _share(context: Context, function: Callable[..., Any], args: tuple, kwargs: 
     return context.writes.alias(args[0], function(*args, **kwargs))
 
 
+def _data(context: Context, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    # Batched tensors do not give their data away.
+    return context.writes.alias(args[0], function(*args) if is_plain() else args[0].detach())
+
+
 def _set_data(context: Context, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
-    context.writes.put(*args, straight=True)
+    tensor, data = args
+    if data is not tensor and context.writes.aliases.get(id(data)) is not tensor:
+        context.writes.put(tensor, data, straight=True)
 
 
 def _kind(function: Any) -> Handler | None:
@@ -40,7 +48,7 @@ def _kind(function: Any) -> Handler | None:
     if name in ("__get__", "__set__"):
         if function.__self__ is not Tensor.data:
             return None
-        return _share if name == "__get__" else _set_data
+        return _data if name == "__get__" else _set_data
     if function in (Tensor.detach, Tensor.view_as, Tensor.view):
         return _share
     return _write if writes_in_place(function) else None

@@ -9,11 +9,11 @@ from sys import _getframe
 from types import CodeType, FrameType
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from bridge._pure_replaced import Replacement, replacing
-from bridge._pure_values import is_unknown
-from purenn.errors import ArgumentError, BatchingError
+from bridge._pure_values import common_value
+from purenn.errors import ArgumentError, BatchingError, GradientError, PurennError
 
 # What a function is told when it asks for the truth of a tensor without values.
 _ANSWERS: dict[CodeType, Any] = {
@@ -53,11 +53,14 @@ def register_helper(path: str, *, traced: Callable[..., Any]) -> None:
     replacing(Replacement(owner, name, lambda original: traced))
 
 
-def answer(kind: str, paths: Mapping[int, str]) -> Any:
-    """The answer to ``bool(tensor)``, for a tensor without values, that the asking function is content with.
+def answer(kind: str, tensors: tuple[Any, ...], paths: Mapping[int, str]) -> Any:
+    """The answer to ``bool(tensor)``, for a tensor that stands for many values or none.
+
+    It is one that the asking function is content with, or else the value, if that is the same for all examples.
 
     Args:
         kind: the question, for errors.
+        tensors: what is asked about.
         paths: the running modules' names by their ids, for errors.
 
     Raises:
@@ -70,6 +73,9 @@ def answer(kind: str, paths: Mapping[int, str]) -> Any:
         if frame.f_code in _ANSWERS:
             return _ANSWERS[frame.f_code]
         frame = frame.f_back
+    value = common_value(tensors[0]) if len(tensors) == 1 else None
+    if value is not None:
+        return value
     raise BatchingError(
         f"{running(paths)} looks at the value of a tensor by {kind}(), but under vmap a tensor stands for many values "
         f"and while tracing for none. Compute both cases and choose with torch.where; for a helper of a library that "
@@ -77,9 +83,14 @@ def answer(kind: str, paths: Mapping[int, str]) -> Any:
     )
 
 
-def explained(error: RuntimeError, function: str, paths: Mapping[int, str]) -> BatchingError | None:
-    """What to raise in the place of an error of torch that is about values under vmap; None for other errors."""
+def explained(error: RuntimeError, function: str, paths: Mapping[int, str]) -> PurennError | None:
+    """What to raise in the place of an error of torch about values under vmap or gradients within; None for others."""
     text = str(error)
+    if text.startswith("You are attempting to call Tensor.requires_grad_()"):
+        return GradientError(
+            f"{running(paths)} differentiates by requires_grad_ and autograd, which torch's transformations cannot "
+            f"see. Within the module, use torch.func.grad or torch.func.vjp."
+        )
     if not text.startswith("vmap:") or not ("dynamic shape" in text or ".item()" in text):
         return None
     return BatchingError(
@@ -104,20 +115,3 @@ def running(paths: Mapping[int, str]) -> str:
     module = running_module(paths)
     name = "" if module is None else paths[id(module)]
     return f"'{name}' ({type(module).__name__})" if name else f"the module ({type(module).__name__})"
-
-
-def _no_values(*values: Any) -> bool:
-    return any(isinstance(value, Tensor) and is_unknown(value) for value in values)
-
-
-def _experts_at_once(original: Callable[..., Any]) -> Callable[..., Any]:
-    def get_interface(self: Any, implementation: str, default: Callable[..., Any]) -> Any:
-        return original(self, "grouped_mm" if implementation == "eager" else implementation, default)
-
-    return get_interface
-
-
-# Hugging Face's mask utilities and checks ask whether they are being traced, and this is how they find out. Its experts
-# have a form that loops over those that are chosen by some token, and one that does not ask which those are.
-register_helper("transformers.utils.import_utils.is_fake_tensor", traced=_no_values)
-replacing(Replacement("transformers.integrations.moe.ExpertsInterface", "get_interface", _experts_at_once))

@@ -18,15 +18,17 @@ class Replacement(NamedTuple):
         owner: name of the module that has it, or of a class in it; left alone while it is not imported.
         name: the function's name there.
         make: makes the replacement of the original, of a classmethod as the function behind it.
+        always: whether it also stands where nothing is transformed.
     """
 
     owner: str
     name: str
     make: Callable[[Callable[..., Any]], Callable[..., Any]]
+    always: bool = False
 
 
 class _Running(threading.local):
-    depth = 0
+    depth = transformed = 0
     paths: Mapping[int, str] = MappingProxyType({})
 
 
@@ -48,11 +50,12 @@ def running_paths() -> Mapping[int, str]:
 
 
 @contextmanager
-def replaced(paths: Mapping[int, str]) -> Iterator[None]:
+def replaced(paths: Mapping[int, str], *, transformed: bool) -> Iterator[None]:
     """The block in which the functions are replaced.
 
     Args:
         paths: names of the running modules, by their ids.
+        transformed: whether a transformation is around; otherwise only those are replaced that always are.
     """
     global _threads
     with _lock:
@@ -60,11 +63,13 @@ def replaced(paths: Mapping[int, str]) -> Iterator[None]:
         if _threads == 1:
             _install()
     _running.depth += 1
+    _running.transformed += transformed
     outer, _running.paths = _running.paths, paths
     try:
         yield
     finally:
         _running.depth -= 1
+        _running.transformed -= transformed
         _running.paths = outer
         with _lock:
             _threads -= 1
@@ -79,10 +84,7 @@ def _install() -> None:
             # As it stands in the class or module: a classmethod, for example.
             found = vars(owner)[replacement.name]
             _originals.append((owner, replacement.name, found))
-            original = getattr(found, "__func__", found)
-            setattr(
-                owner, replacement.name, _chosen(original, replacement.make(original), isinstance(found, classmethod))
-            )
+            setattr(owner, replacement.name, _chosen(found, replacement))
 
 
 def _uninstall() -> None:
@@ -95,8 +97,12 @@ def _owner(path: str) -> Any:
     return sys.modules.get(path) or getattr(sys.modules.get(module), name, None)
 
 
-def _chosen(original: Callable[..., Any], made: Callable[..., Any], is_classmethod: bool) -> Any:
-    def call(*args: Any, **kwargs: Any) -> Any:
-        return (made if _running.depth else original)(*args, **kwargs)
+def _chosen(found: Any, replacement: Replacement) -> Any:
+    original = getattr(found, "__func__", found)
+    made = replacement.make(original)
 
-    return classmethod(call) if is_classmethod else call
+    def call(*args: Any, **kwargs: Any) -> Any:
+        here = _running.depth if replacement.always else _running.transformed
+        return (made if here else original)(*args, **kwargs)
+
+    return classmethod(call) if isinstance(found, classmethod) else call

@@ -3,9 +3,11 @@
 import contextlib
 from typing import Any
 
+import torch
 from torch import Tensor
 
-from bridge._pure_autograd import APPLY
+from bridge._pure_autograd import APPLY, CHECKPOINT
+from bridge._pure_huggingface import HUGGING_FACE
 from bridge._pure_mode import Pure
 from bridge._pure_replaced import replaced, replacing
 from bridge._pure_template import Copy, Place
@@ -16,7 +18,8 @@ from purenn.tree._ties import resolved, tie_like
 
 New = dict[str, Any]
 
-replacing(APPLY)
+for _replacement in (APPLY, CHECKPOINT, *HUGGING_FACE):
+    replacing(_replacement)
 
 
 def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor | None) -> tuple[Any, Any]:
@@ -38,7 +41,7 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
         for made in mounted.writes.copies:
             del mounted.writes.protected[made]
         paths = {id(copy.modules[i]): path for i, path in mounted.paths.items()}
-        with replaced(paths) if not is_plain() else contextlib.nullcontext(), Pure(mounted.writes, key, paths):
+        with _replaced(paths), Pure(mounted.writes, key, paths):
             out = copy.modules[place.index](*args, **kwargs)
         if mounted.writes.newest:
             out = mounted.writes.renewed(out)
@@ -46,6 +49,13 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
     finally:
         copy.clear()
         template.give_back(copy)
+
+
+def _replaced(paths: dict[int, str]) -> contextlib.AbstractContextManager[None]:
+    transformed = not is_plain()
+    if transformed or torch.is_grad_enabled():
+        return replaced(paths, transformed=transformed)
+    return contextlib.nullcontext()
 
 
 class _Mounted:
@@ -122,8 +132,11 @@ class _Mounted:
         changes: dict[str, Any] = {}
         for now in (module.__dict__["_parameters"], module.__dict__["_buffers"]):
             for name, before in installed.items():
-                if name in now and self._is_new(before, now[name]):
-                    changes[name] = None if now[name] is None else self.writes.latest(now[name]).detach()
+                if name not in now or not self._is_new(before, now[name]):
+                    continue
+                value = None if now[name] is None else self.writes.latest(now[name]).detach()
+                if now is module.__dict__["_buffers"] or not _is_cast(before, value):
+                    changes[name] = value
         for name, child in place.children.items():
             below = node._children[name]
             new = self.renewed(below, child)
@@ -141,3 +154,8 @@ class _Mounted:
             return True
         version = self.versions.get(id(before))
         return version is not None and (version < 0 or before._version != version)
+
+
+def _is_cast(before: Tensor | None, value: Tensor | None) -> bool:
+    # Code that casts a part of the module for its own computation trains nothing.
+    return before is not None and value is not None and before.dtype != value.dtype

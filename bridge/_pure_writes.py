@@ -5,6 +5,7 @@ one wherever the module's code uses that again. So do tensors into which `vmap` 
 itself is written into as ever.
 """
 
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bridge._pure_values import is_unknown
+from bridge._pure_views import begins_within, is_seen_by_others, memory_of, with_part
 from purenn._modes import is_plain
 
 _compiled: Any = torch._C
@@ -50,6 +52,8 @@ class Writes:
     #: Other tensors on the same memory as protected ones: id -> the protected one.
     aliases: dict[int, Tensor] = attrs.Factory(dict)
     alive: list[Tensor] = attrs.Factory(list)
+    #: The protected tensors by their memory, once that has been asked for.
+    memories: dict[int, list[Tensor]] | None = None
     #: The ids of copies into which kernels have written that do not count versions.
     touched: set[int] = attrs.Factory(set)
 
@@ -91,8 +95,9 @@ class Writes:
         return value
 
     def alias(self, tensor: Tensor, same_memory: Tensor) -> Tensor:
-        """Note that a tensor lies on the memory of a protected one."""
-        if self._is_protected(tensor) and same_memory is not tensor:
+        """Note that a tensor lies on the memory of a protected one, or of a copy that cannot be written into."""
+        is_fixed = self._is_protected(tensor) or (id(tensor) in self.copies and not is_plain())
+        if is_fixed and same_memory is not tensor:
             self.alive.append(same_memory)
             self.aliases[id(same_memory)] = self.aliases.get(id(tensor), tensor)
         return same_memory
@@ -103,14 +108,14 @@ class Writes:
         if not isinstance(target, Tensor):
             return function(*args, **kwargs)
         is_copy = id(target) in self.copies
-        if not self._is_protected(target) and not (is_copy and not is_plain()):
+        by_mask = function.__name__ == "__setitem__" and _selects_by_values(args[1])
+        if not self._is_protected(target) and not ((is_copy or by_mask) and not is_plain()):
             try:
                 return function(*args, **kwargs)
             except RuntimeError as error:
-                if "inplace" not in str(error) and "in-place" not in str(error):
+                if not _can_be_put(error, target):
                     raise
-        result = _out_of_place(function, args, kwargs)
-        result = self.put(target, result)
+        result = self._put_into(target, _out_of_place(function, args, kwargs))
         return None if function.__name__ == "__setitem__" else result
 
     def option_in_place(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -119,9 +124,9 @@ class Writes:
             try:
                 return function(*args, **kwargs)
             except RuntimeError as error:
-                if "inplace" not in str(error) and "in-place" not in str(error):
+                if not _can_be_put(error, args[0]):
                     raise
-        return self.put(args[0], function(*args, **{**kwargs, "inplace": False}))
+        return self._put_into(args[0], function(*args, **{**kwargs, "inplace": False}))
 
     def into(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run a function that is given a tensor to write its result into, as ``out=``."""
@@ -130,11 +135,43 @@ class Writes:
             return function(*args, **kwargs)
         return self.put(out, function(*args, **{**kwargs, "out": None}))
 
+    def _put_into(self, target: Tensor, result: Tensor) -> Tensor:
+        """Let a result take the place of a tensor, also in what that is a view of."""
+        whole = self._whole(target)
+        if whole is not target:
+            self.put(whole, with_part(self.latest(whole), target, result))
+        return self.put(target, result)
+
     def _is_protected(self, tensor: Tensor) -> bool:
-        if id(tensor) in self.protected or id(tensor) in self.aliases:
-            return True
-        base = tensor._base
-        return base is not None and (id(base) in self.protected or id(base) in self.aliases)
+        whole = self._whole(tensor)
+        return id(whole) in self.protected or id(whole) in self.aliases
+
+    def _whole(self, tensor: Tensor) -> Tensor:
+        """What a tensor is a view of, or the tensor itself."""
+        base = tensor if tensor._base is None else tensor._base
+        for known in (tensor, base):
+            if id(known) in self.protected or id(known) in self.aliases or id(known) in self.copies:
+                return known
+        if base is tensor and is_plain():
+            return tensor
+        # Views of batched tensors do not say what they are views of, and parameters may be views themselves.
+        if self.memories is None:
+            self.memories = defaultdict(list)
+            for protected in self.protected.values():
+                if isinstance(protected, Tensor):
+                    self.memories[memory_of(protected)].append(protected)
+        among = self.memories.get(memory_of(tensor), ())
+        return next((whole for whole in among if begins_within(tensor, whole)), base)
+
+
+def _can_be_put(error: RuntimeError, target: Tensor) -> bool:
+    """Whether a write that torch has refused may be made by a new tensor in the place of the old one."""
+    text = str(error)
+    if "inplace" in text or "in-place" in text:
+        return True
+    # A batched value for what is not batched. Others may see that through views of it, which cannot be replaced.
+    too_large = "has more elements than `self`" in text or "doesn't match the broadcast shape" in text
+    return too_large and not is_plain() and not is_seen_by_others(target)
 
 
 def _out_of_place(function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Tensor:
@@ -156,8 +193,13 @@ def _out_of_place(function: Callable[..., Any], args: tuple, kwargs: dict[str, A
     return function(target.clone(), *rest, **kwargs)
 
 
+def _selects_by_values(index: Any) -> bool:
+    # What `_with_item` does without looking at them.
+    return isinstance(index, Tensor) and index.dtype == torch.bool
+
+
 def _with_item(target: Tensor, index: Any, value: Any) -> Tensor:
-    if isinstance(index, Tensor) and index.dtype == torch.bool and not (isinstance(value, Tensor) and value.dim()):
+    if _selects_by_values(index) and not (isinstance(value, Tensor) and value.dim()):
         while index.dim() < target.dim():
             index = index.unsqueeze(-1)
         return torch.where(index, value, target)

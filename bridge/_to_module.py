@@ -11,6 +11,7 @@ from bridge._convert_registry import back_of
 from bridge._module import Group, Module
 from bridge._opaque import Opaque, carry
 from bridge._pure_function import give_function
+from bridge._twins import carrier_class
 from purenn.errors import BridgeError
 from purenn.tree._applies import is_stateful
 from purenn.tree._checks import a_or_an
@@ -33,6 +34,10 @@ def to_module(p: Any, fn: Function = None, *, copy: bool = False) -> nn.Module:
     Hooks fire on every inner layer, ``state_dict`` keys are the leaves' paths, and everything that works on modules
     works on the result: ``.to``, ``.train`` and ``.eval``, `torch.optim`, `torch.compile`, DistributedDataParallel.
     Frozen leaves have ``requires_grad=False``; tied leaves are one shared parameter.
+
+    The modules of linear and convolutional layers, embeddings and normalisations are instances of torch's classes as
+    well, so code that looks for a `torch.nn.Linear` or a batch norm finds them, unless it compares classes exactly (as
+    `torch.ao.quantization.quantize_dynamic` does). What it puts in their places is called like any module.
 
     Args:
         p: a container, or with `fn` any tuple or dict of containers and tensors.
@@ -103,7 +108,7 @@ class _Builder:
         assert spec is not None
         own = {leaf.path: leaf.kind == PARAMETER and _is_float(value) for leaf, value in walk(p)} if frozen else {}
         shown = frozenset([path for path in frozen if own.get(path)])
-        made = Module(type(p), stateful, aliases, frozen - shown)
+        made = carrier_class(type(p))(type(p), stateful, aliases, frozen - shown)
         for name in spec.dynamic:
             _refuse_taken(made, name, type(p).__name__)
             below = BUFFER if BUFFER in (kind, spec.kinds[name]) else PARAMETER
@@ -167,7 +172,9 @@ class _Builder:
             (owner.register_buffer if kind == BUFFER else owner.register_parameter)(name, None)
         elif is_container(value):
             made = self.module(value, kind, path)
-            owner.add_module(name, made if isinstance(made, Module) else carry(made, type(value), is_stateful(value)))
+            place = type(value), is_stateful(value)
+            owner.__dict__.setdefault("places", {})[name] = place
+            owner.add_module(name, made if isinstance(made, Module) else carry(made, *place))
         elif type(value) in (tuple, list, dict):
             owner.add_module(name, self.group(value, kind, path, local, frozen))
         elif isinstance(value, (bool, int, float, complex)):

@@ -10,7 +10,8 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from _huggingface import ARCHITECTURES, CHECKS, make, settings
+from _huggingface import CHECKS, make, settings
+from _huggingface_models import ARCHITECTURES
 
 import bridge
 

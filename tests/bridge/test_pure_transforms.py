@@ -104,10 +104,14 @@ class Branching(nn.Module):
 
 
 def test_questions(device: torch.device) -> None:
-    """Code that branches on a value is refused under vmap, with the module's name, and runs elsewhere."""
-    p, x = bridge.from_module(nn.Sequential(nn.Tanh(), Branching())), randn(device, 2, 3)
-    assert torch.equal(p(x), x.tanh() * x.tanh().sum().sign())
+    """Code that branches on a value runs under vmap if all examples go one way; else it is refused, and named."""
+    p, x = bridge.from_module(nn.Sequential(nn.Tanh(), Branching())), randn(device, 2, 3).abs()
+    assert torch.equal(p(-x), x.tanh())
     torch.func.grad(lambda x: p(x).sum())(x)
+    assert torch.equal(pn.vmap(lambda x: p(x))(-x), x.tanh())
+    close = {"rtol": 0, "atol": 1e-12}
+    torch.testing.assert_close(pn.vmap(pn.grad(lambda x: p(x).sum()))(-x), x.tanh().square() - 1, **close)
+    x[0] *= -1
     with pytest.raises(BatchingError) as error:
         pn.vmap(lambda x: p(x))(x)
     assert str(error.value) == (
@@ -184,8 +188,36 @@ def test_casts_within(device: torch.device) -> None:
             return self.part(x.float()).to(x.dtype)
 
     module, x = Casting().to(device, DOUBLE), randn(device, 4, 3)
-    p = bridge.from_module(module, stateful=False)
+    p = bridge.from_module(module)
     y = p(x)
     assert module.part.weight.dtype == p.part.weight.dtype == DOUBLE
     torch.testing.assert_close(pn.vmap(lambda x: p(x))(x), y, rtol=0, atol=1e-6)
     torch.testing.assert_close(y, module(x), rtol=0, atol=1e-6)
+
+
+class Masking(nn.Module):
+    def forward(self, x: Tensor, mask: Tensor) -> Tensor:
+        y = x.clone()
+        y[mask] = 0.5
+        return y
+
+
+def test_masks(device: torch.device) -> None:
+    """A number written where a mask says so is written for each example."""
+    p, x, mask = bridge.from_module(Masking()), randn(device, 4, 3), torch.eye(4, 3, dtype=torch.bool, device=device)
+    assert torch.equal(pn.vmap(p, (0, 0))(x, mask), torch.where(mask, 0.5, x))
+
+
+def test_pooling_of_images_with_channels_last(device: torch.device) -> None:
+    """It is batched without torch's slow loop, which would warn."""
+    p, x = bridge.from_module(nn.AdaptiveAvgPool2d(1)), randn(device, 3, 2, 4, 4, 5).permute(0, 1, 4, 2, 3)
+    torch.testing.assert_close(pn.vmap(p)(x), x.mean((-1, -2), keepdim=True), rtol=0, atol=1e-12)
+
+
+def test_a_part_named_self(device: torch.device) -> None:
+    """Parts and buffers may have any name that Python allows."""
+    module = nn.Module()
+    module.self = nn.BatchNorm1d(3)
+    module.forward = lambda x: module.self(x)
+    p, weight = bridge.from_module(module.to(device)), torch.zeros(3, device=device)
+    assert pn.replace(p, self=pn.replace(p.self, weight=weight)).self.weight is weight

@@ -311,7 +311,7 @@ def test_replace_on_a_module(device: torch.device) -> None:
     assert pn.replace(module.blocks[0].norm, running_var=new) is module.blocks[0].norm
     assert torch.equal(module.blocks[0].norm.running_var, new)
     assert text_of(lambda: pn.replace(module.blocks[0].fc, weight=new), ContainerError) == (
-        "replace(module, weight=...) can change buffers only while a function runs as a module: 'weight' of Module "
+        "replace(module, weight=...) can change buffers only while a function runs as a module: 'weight' of Linear "
         "is no buffer, so the new value would be lost."
     )
     assert text_of(lambda: pn.replace(module, wight=new), ContainerError) == ("Module has no field 'wight' to replace.")
