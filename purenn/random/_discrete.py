@@ -5,6 +5,7 @@ from torch import Tensor
 
 from purenn.errors import ArgumentError
 from purenn.random._arguments import Shape, check_float_dtype, check_key, check_same_device, check_shape
+from purenn.random._arrays import Array, halves
 from purenn.random._draws import draw
 from purenn.random._words import compute_dtype, gumbel_floats
 
@@ -37,9 +38,13 @@ def permutation(key: Tensor, x: int | Tensor) -> Tensor:
     else:
         raise ArgumentError(f"x must be an int of at least 0 or a tensor to shuffle, not {x!r}")
 
-    order = draw(key, count, lambda even, odd: (((even >> 1) << 32) | odd,), per_block=2, dtype=torch.int64)
-    order = torch.argsort(order, stable=True)
+    order = torch.argsort(draw(key, count, _long_integers, per_block=2, dtype=torch.int64), stable=True)
     return x.index_select(0, order) if isinstance(x, Tensor) else order
+
+
+def _long_integers(words: Array) -> tuple[Array]:
+    even, odd = halves(words)
+    return (((even >> 1) << 32) | odd,)
 
 
 def categorical(key: Tensor, logits: Tensor, *, shape: Shape | None = None, dim: int = -1) -> Tensor:
@@ -83,7 +88,7 @@ def categorical(key: Tensor, logits: Tensor, *, shape: Shape | None = None, dim:
     noise = draw(
         key,
         (*sizes, categories),
-        lambda even, odd: gumbel_floats(even, odd, dtype),
+        lambda words: (gumbel_floats(words, dtype),),
         per_block=2 if dtype == torch.float64 else 4,
         dtype=dtype,
     )

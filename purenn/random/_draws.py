@@ -7,6 +7,7 @@ from torch import Tensor
 
 from purenn.errors import ArgumentError
 from purenn.random._arguments import Shape, check_float_dtype, check_key, check_same_device, check_shape
+from purenn.random._arrays import Array
 from purenn.random._generate import Convert, generate
 from purenn.random._strict import record_use
 from purenn.random._words import (
@@ -31,7 +32,7 @@ def bits(key: Tensor, shape: Shape) -> Tensor:
     Raises:
         ArgumentError: When `key` is not a key or `shape` not a shape.
     """
-    return draw(key, shape, lambda even, odd: (even, odd), per_block=4, dtype=torch.int64)
+    return draw(key, shape, lambda words: (words,), per_block=4, dtype=torch.int64)
 
 
 def uniform(
@@ -61,11 +62,12 @@ def uniform(
     if not (all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds) and low <= high):
         raise ArgumentError(f"low and high must be finite numbers, low <= high, not low={low!r} and high={high!r}")
 
-    def convert(even: Tensor, odd: Tensor) -> tuple[Tensor, ...]:
-        numbers = uniform_floats(even, odd, dtype)
-        if low == 0 and high == 1:
-            return numbers
-        return tuple(number.mul_(high - low).add_(low) for number in numbers)
+    def convert(words: Array) -> tuple[Array]:
+        numbers = uniform_floats(words, dtype)
+        if (low, high) != (0, 1):
+            numbers *= high - low
+            numbers += low
+        return (numbers,)
 
     return draw(key, shape, convert, per_block=2 if dtype == torch.float64 else 4, dtype=dtype)
 
@@ -94,7 +96,7 @@ def normal(key: Tensor, shape: Shape, *, dtype: torch.dtype = torch.float32) -> 
     return draw(
         key,
         shape,
-        lambda even, odd: normal_floats(even, odd, internal),
+        lambda words: normal_floats(words, internal),
         per_block=2 if dtype == torch.float64 else 4,
         dtype=dtype,
     )
@@ -134,7 +136,7 @@ def truncated_normal(
     return draw(
         key,
         shape,
-        lambda even, odd: truncated_normal_floats(even, odd, lower, upper),
+        lambda words: (truncated_normal_floats(words, lower, upper),),
         per_block=2,
         dtype=dtype,
     )
@@ -163,15 +165,15 @@ def bernoulli(key: Tensor, shape: Shape, *, p: float | Tensor = 0.5) -> Tensor:
     if not (isinstance(p, int | float) and 0 <= p <= 1):
         raise ArgumentError(f"p must be a probability, a number in [0, 1] or a float tensor, not {p!r}")
     threshold = round(p * 2**32)
-    return draw(key, shape, lambda even, odd: (even < threshold, odd < threshold), per_block=4, dtype=torch.bool)
+    return draw(key, shape, lambda words: (words < threshold,), per_block=4, dtype=torch.bool)
 
 
 def draw(key: Tensor, shape: Shape, convert: Convert, *, per_block: int, dtype: torch.dtype) -> Tensor:
-    """Check, note the key's use, generate and shape: what every draw does."""
+    """Check, note the key's use and generate: what every draw does."""
     check_key(key)
     sizes = check_shape(shape)
     record_use(key)
-    return generate(key, math.prod(sizes), convert, per_block=per_block, dtype=dtype).reshape(sizes)
+    return generate(key, sizes, convert, per_block=per_block, dtype=dtype)
 
 
 def _bernoulli_of_tensor(key: Tensor, shape: Shape, p: Tensor) -> Tensor:

@@ -3,11 +3,14 @@
 Written so that no product or sum passes 2^63: see `wide_product`.
 """
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError
 from purenn.random._arguments import Shape
+from purenn.random._arrays import halves, in_torch
 from purenn.random._draws import draw
 from purenn.random._philox import WORD_MASK, wide_product
 
@@ -37,38 +40,40 @@ def randint(key: Tensor, shape: Shape, *, low: int, high: int) -> Tensor:
         )
     span = high - low
     if span <= 2**32:
-        return draw(key, shape, lambda even, odd: (_below(even, odd, span) + low,), per_block=2, dtype=torch.int64)
-    return draw(key, shape, lambda even, odd: (_between(even, odd, low, span),), per_block=1, dtype=torch.int64)
+        return draw(key, shape, lambda words: (_below(in_torch(words), span) + low,), per_block=2, dtype=torch.int64)
+    return draw(key, shape, lambda words: (_between(in_torch(words), low, span),), per_block=1, dtype=torch.int64)
 
 
-def _below(even: Tensor, odd: Tensor, span: int) -> Tensor:
+def _below(words: Tensor, span: int) -> Tensor:
     """The integer part of ``span * r``, where r in [0, 1) has the 64 binary digits of an even and an odd word."""
+    even, odd = halves(words)
     if span <= 2**31:
         # Nothing can overflow.
         return (even * span + (odd * span >> 32)) >> 32
     return _digits_times([odd, even], span)[-1]
 
 
-def _between(even: Tensor, odd: Tensor, low: int, span: int) -> Tensor:
+def _between(words: Tensor, low: int, span: int) -> Tensor:
     """`low` plus the integer part of ``span * r``, where r has the 128 digits of a block; 2^32 < span <= 2^64."""
-    high_word, low_word = (even[0], odd[0]) if span == 2**64 else _below_large(even, odd, span)
+    word0, word2, word1, word3 = words.split(1)
+    digits = (word3, word2, word1, word0)
+    *_, low_word, high_word = digits if span == 2**64 else _below_large(digits, span)
     # Neither half of the range overflows: from 0 up if low is there, else from -2^63 up.
     shift = 0 if low >= 0 else 2**31
     return (high_word - shift) * 2**32 + low_word + (low + shift * 2**32)
 
 
-def _below_large(even: Tensor, odd: Tensor, span: int) -> tuple[Tensor, Tensor]:
+def _below_large(digits: Sequence[Tensor], span: int) -> tuple[Tensor, Tensor]:
     """The two words of the integer part of ``span * r``: schoolbook multiplication and addition, word by word."""
-    digits = [odd[1], even[1], odd[0], even[0]]
     lower = _digits_times(digits, span & WORD_MASK)
     upper = _digits_times(digits, span >> 32)
-    total = torch.zeros_like(even[0])
+    total = torch.zeros_like(digits[0])
     for left, right in zip(lower[1:], upper[:-1], strict=True):
         total = left + right + (total >> 32)
-    return upper[-1] + (total >> 32), total & WORD_MASK
+    return total & WORD_MASK, upper[-1] + (total >> 32)
 
 
-def _digits_times(digits: list[Tensor], factor: int) -> list[Tensor]:
+def _digits_times(digits: Sequence[Tensor], factor: int) -> list[Tensor]:
     """A number written in words, lowest first, times a factor in [0, 2^32]: one word more."""
     products = []
     carry = torch.zeros_like(digits[0])

@@ -5,14 +5,17 @@ Children are words 0 and 1, or 2 and 3, of blocks in a domain that no draw uses.
 at random two are equal with probability about n^2 / 2^65.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from purenn._modes import is_plain
+from purenn._modes import is_plain, is_traced
 from purenn.errors import ArgumentError
 from purenn.random._arguments import check_key, two_words
 from purenn.random._generate import Domain
-from purenn.random._philox import FEW_BLOCKS, WORD_MASK, Word, block_numbers, philox
+from purenn.random._levels import at_once_on_cpu
+from purenn.random._philox import WORD_MASK, Word, block_numbers, philox
+from purenn.random._philox_in_place import philox_rows
 from purenn.random._strict import record_fold, record_use
 
 _INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -65,10 +68,15 @@ def split(key: Tensor, n: int = 2) -> Tensor:
         raise ArgumentError(f"n must be the number of keys, an int of at least 0, not {n!r}")
     record_use(key)
     blocks = (n + 1) // 2
-    if is_plain(key) and key.device.type == "cpu" and blocks <= FEW_BLOCKS:
-        words = key.tolist()
-        rows = [philox((block, 0, 0, Domain.SPLIT.value), words) for block in range(blocks)]
-        return torch.tensor(rows, dtype=torch.int64, device=key.device).reshape(-1, 2)[:n]
+    if not is_traced():
+
+        def compute(keys: np.ndarray) -> Tensor:
+            words = philox_rows(keys, blocks, 0, 0, Domain.SPLIT)[[0, 2, 1, 3]]
+            return torch.from_numpy(words.transpose(1, 2, 0).reshape(len(keys), 2 * blocks, 2)[:, :n])
+
+        children = at_once_on_cpu(key, compute, (n, 2))
+        if children is not None:
+            return children
     words = philox((block_numbers(blocks, key.device), 0, 0, Domain.SPLIT.value), key.unbind())
     return torch.stack(words, -1).reshape(-1, 2)[:n]
 
@@ -95,10 +103,15 @@ def fold_in(key: Tensor, data: int | Tensor) -> Tensor:
 
 
 def _fold(key: Tensor, low: Word, high: Word) -> Tensor:
-    counter = (low, high, 0, Domain.FOLD.value)
-    if isinstance(low, int) and key.device.type == "cpu" and is_plain(key):
-        return torch.tensor(philox(counter, key.tolist())[:2], dtype=torch.int64, device=key.device)
-    first, second, _, _ = philox(counter, key.unbind())
+    if isinstance(low, int) and isinstance(high, int) and not is_traced():
+
+        def compute(keys: np.ndarray) -> Tensor:
+            return torch.from_numpy(philox_rows(keys, 1, low, high, Domain.FOLD)[::2, :, 0].T.copy())
+
+        child = at_once_on_cpu(key, compute, (2,))
+        if child is not None:
+            return child
+    first, second, _, _ = philox((low, high, 0, Domain.FOLD.value), key.unbind())
     return torch.stack((first, second))
 
 

@@ -11,7 +11,7 @@ C++ may not overflow, or its compiler may draw wrong conclusions, so traced code
 Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias, overload
 
 import torch
@@ -26,18 +26,6 @@ WORD_MASK = 0xFFFFFFFF
 ROUNDS = 10
 MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 KEY_STEPS = (0x9E3779B9, 0xBB67AE85)  # what each round adds to the two words of the key
-
-# Up to here python integers are faster than a hundred tensor operations.
-FEW_BLOCKS = 16
-
-# The four buffers of one pass stay in the second-level cache; torch splits longer work among its threads.
-_CPU_BLOCKS = 2**15
-# On an accelerator the number of launches counts, not the cache.
-_OTHER_BLOCKS = 2**21
-
-# A tensor operand costs half the dispatch of a python number. These stay on the CPU whatever the default device is.
-_FIRST_MULTIPLIER, _SECOND_MULTIPLIER = (torch.tensor(value, device="cpu") for value in MULTIPLIERS)
-_MASK = torch.tensor(WORD_MASK, device="cpu")
 
 
 @overload
@@ -103,51 +91,3 @@ def wide_product(word: Word, factor: int) -> tuple[Word, Word]:
         half = half + (word >> 1)
         low_bit = word & 1
     return half >> 31, ((half & 0x7FFFFFFF) << 1) | low_bit
-
-
-def philox_passes(key: Tensor, domain: int, blocks: int) -> Iterator[tuple[int, int, Tensor, Tensor]]:
-    """Blocks with the counters (0 ... blocks-1, 0, 0, domain), by in-place arithmetic on fresh buffers.
-
-    Several times faster than `philox` on large counts, with the same words. It is for plain tensors on little-endian
-    machines only: in-place writes of batched values into fresh buffers fail under `vmap`.
-
-    Yields:
-        ``(start, stop, even, odd)``: for the blocks ``start ... stop-1`` the words 0 and 2 as ``even`` and the words
-        1 and 3 as ``odd``, each an int64 tensor [2, stop - start] that the caller may overwrite.
-    """
-    size = min(blocks, _blocks_per_pass(key.device))
-    steps = torch.arange(ROUNDS, device=key.device)
-    round_keys = [
-        ((steps * increment + word) & WORD_MASK).unbind()
-        for word, increment in zip(key.unbind(), KEY_STEPS, strict=True)
-    ]
-    counter = torch.arange(size, device=key.device)
-    for start in range(0, blocks, size):
-        stop = min(start + size, blocks)
-        words = torch.empty(4, stop - start, dtype=torch.int64, device=key.device)
-        torch.add(counter[: stop - start], start, out=words[1])
-        words[0].zero_()
-        words[2].fill_(domain)
-        words[3].zero_()
-        rows = words.unbind()
-        halves = words.view(torch.int32)
-        low_halves, high_halves = halves[:, :-1].unbind(), halves[:, 1:].unbind()
-        # Each round a row takes the part before its own; from this start, ten rounds leave words 0, 2, 1, 3 in order.
-        c0, c1, c2, c3 = ((rows[row], low_halves[row], high_halves[row]) for row in (1, 3, 0, 2))
-        for k0, k1 in zip(*round_keys, strict=True):
-            c0[0].mul_(_FIRST_MULTIPLIER)
-            c2[0].mul_(_SECOND_MULTIPLIER)
-            # Seen as 32-bit halves, a high half follows its low half: shifted by one, exclusive or meets the high
-            # half of the product without a shift of its own. What lands in the other halves is masked away.
-            c1[1].bitwise_xor_(c2[2])
-            c1[0].bitwise_xor_(k0).bitwise_and_(_MASK)
-            c3[1].bitwise_xor_(c0[2])
-            c3[0].bitwise_xor_(k1).bitwise_and_(_MASK)
-            c0, c1, c2, c3 = c1, c2, c3, c0
-        yield start, stop, words[:2], words[2:].bitwise_and_(_MASK)
-
-
-def _blocks_per_pass(device: torch.device) -> int:
-    if device.type != "cpu":
-        return _OTHER_BLOCKS
-    return _CPU_BLOCKS << (torch.get_num_threads().bit_length() - 1)

@@ -11,10 +11,10 @@ from contextvars import ContextVar
 
 import torch
 from torch import Tensor
-from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor, maybe_get_bdim
 
 from purenn._modes import is_traced
 from purenn.errors import KeyReuseError
+from purenn.random._levels import beneath
 
 # A use is blamed on the innermost frame outside these packages.
 _OWN_PACKAGES = ("purenn", "bridge", "torch")
@@ -103,11 +103,7 @@ def record_fold(key: Tensor, data: int | Tensor, child: Tensor) -> None:
 
 def _values(key: Tensor) -> list[tuple[int, ...]] | None:
     """The words of a key, or of every key of a batch; None when they are not known yet."""
-    while is_functorch_wrapped_tensor(key):
-        batch_dimension = maybe_get_bdim(key)
-        key = get_unwrapped(key)
-        if batch_dimension >= 0:
-            key = key.movedim(batch_dimension, 0)
+    key, _ = beneath(key)
     if type(key) is not Tensor or key.is_meta or is_traced():
         return None
     return [tuple(words) for words in key.reshape(-1, 2).tolist()]

@@ -182,3 +182,16 @@ def test_errors(call, text):
     with pytest.raises(ArgumentError) as caught:
         call()
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12])
+def test_children_under_vmap_are_those_of_each_key(n, device):
+    """Splitting and folding a batch of keys, nested and in any dimension, is the loop over them, bit for bit."""
+    keys = pn.random.split(pn.random.key(6, device), 6)
+    for use in (lambda key: pn.random.split(key, n), lambda key: pn.random.fold_in(key, 2**40 + n)):
+        want = torch.stack([use(key) for key in keys])
+        assert torch.equal(torch.vmap(use, in_dims=1)(keys.T), want)
+        nested = torch.vmap(torch.vmap(use), in_dims=1)(keys.reshape(2, 3, 2))
+        assert torch.equal(nested, want.unflatten(0, (2, 3)).transpose(0, 1))
+        traced = make_fx(torch.vmap(use), tracing_mode="fake")(keys)
+        assert torch.equal(traced(keys), want)

@@ -69,13 +69,22 @@ def test_passes_join_without_a_seam(device):
     assert torch.equal(pn.random.bits(key, count), traced(key))
 
 
+def test_batched_passes_join_without_a_seam(device):
+    """Long draws of several keys, and short ones of many, are those of each key alone."""
+    for keys, count in ((3, 4 * 2**14 + 5), (2**12 + 3, 21)):
+        batch = pn.random.split(pn.random.key(8, device), keys)
+        together = torch.vmap(lambda key, count=count: pn.random.bits(key, count))(batch)
+        for row in (0, 1, keys - 1):
+            assert torch.equal(together[row], pn.random.bits(batch[row], count))
+
+
 def test_threads_do_not_matter(device):
-    """The number of threads changes the passes but not the numbers."""
+    """The number of threads changes the way but not the numbers."""
     key, count = pn.random.key(7, device), 4 * 2**15 * 3
     alone = pn.random.bits(key, count)
     threads = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
+        torch.set_num_threads(4)
         together = pn.random.bits(key, count)
     finally:
         torch.set_num_threads(threads)
