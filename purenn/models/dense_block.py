@@ -1,5 +1,6 @@
 """Dense blocks: every layer sees the maps of all layers before it, and adds a few of its own."""
 
+from collections.abc import Sequence
 from typing import Self
 
 import torch
@@ -163,12 +164,20 @@ def dense_block(
     Source:
         Huang, Liu, van der Maaten, Weinberger: Densely Connected Convolutional Networks, 2017.
     """
-    layers = []
-    for layer, layer_key in zip(p.layers, split_keys(key, len(p.layers)), strict=True):
+    x, layers = densely(p.layers, x, key=key, train=train)
+    return x, replace(p, layers=layers)
+
+
+def densely(
+    layers: Sequence[DenseLayer], x: Tensor, *, key: Tensor | None, train: bool
+) -> tuple[Tensor, tuple[DenseLayer, ...]]:
+    """What `dense_block` computes, for layers without a block around them."""
+    new = []
+    for layer, layer_key in zip(layers, split_keys(key, len(layers)), strict=True):
         y, layer = dense_layer(layer, x, key=layer_key, train=train)
         x = torch.cat((x, y), 1)
-        layers.append(layer)
-    return x, replace(p, layers=tuple(layers))
+        new.append(layer)
+    return x, tuple(new)
 
 
 @container

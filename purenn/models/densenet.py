@@ -1,7 +1,13 @@
-"""The DenseNet: dense blocks, with what halves maps and channels between them."""
+"""The DenseNet: dense blocks, with what halves maps and channels between them.
+
+Names are those of torchvision's models, so that their state dicts are this container's leaves, path by path:
+``features.conv0.weight``, ``features.norm0.*``, ``features.denseblock1.denselayer1.norm1.*``, ``.conv1.weight``,
+``.norm2.*`` and ``.conv2.weight``, ``features.transition1.norm.*`` and ``.conv.weight``, ``features.norm5.*``,
+``classifier.weight`` and ``classifier.bias``. All indices count from 1.
+"""
 
 from collections.abc import Sequence
-from typing import Self
+from typing import Any, Self
 
 import torch
 from jaxtyping import Float
@@ -9,13 +15,13 @@ from torch import Tensor
 
 from purenn import random
 from purenn.errors import ArgumentError
-from purenn.layers.conv import Conv2d, conv2d
+from purenn.layers.conv import conv2d
 from purenn.layers.linear import Linear, linear
 from purenn.layers.norm_batch import BatchNorm2d, batch_norm
 from purenn.layers.pooling import MaxPool2d
 from purenn.layers.transformer_layer import split_keys
 from purenn.models._parts import Images, he_conv2d, max_pooled, placed
-from purenn.models.dense_block import DenseBlock, Transition, dense_block, transition
+from purenn.models.dense_block import DenseBlock, DenseLayer, Transition, densely, transition
 from purenn.tree import Layer, applies, container, replace
 
 
@@ -24,21 +30,13 @@ class DenseNet(Layer):
     """A densely connected network; see `densenet`.
 
     Attributes:
-        conv: the stem's convolution.
-        norm: its normalisation.
-        pool: its pooling.
-        blocks: the dense blocks.
-        transitions: what stands between them, one fewer.
-        last_norm: normalisation of the last maps.
+        features: by name the stem's convolution, normalisation and pooling, ``conv0``, ``norm0`` and ``pool0``; the
+            layers of each dense block, ``denseblock1`` and so on, themselves by name; what stands between the blocks,
+            ``transition1`` and so on; and the normalisation of the last maps, ``norm5`` however many blocks there are.
         classifier: the map from the channels' means to the classes.
     """
 
-    conv: Conv2d
-    norm: BatchNorm2d
-    pool: MaxPool2d
-    blocks: tuple[DenseBlock, ...]
-    transitions: tuple[Transition, ...]
-    last_norm: BatchNorm2d
+    features: dict[str, Any]
     classifier: Linear
 
     @classmethod
@@ -78,22 +76,23 @@ class DenseNet(Layer):
         where = placed(key, dtype, device)
         options = {"bottleneck": bottleneck, "dropout": dropout, **where}
         stem_key, head_key, *keys = random.split(key, 2 + 2 * len(num_layers))
-        blocks, transitions, channels = [], [], width
-        for number, block_key, transition_key in zip(num_layers, keys[::2], keys[1::2], strict=True):
-            if blocks:
-                transitions.append(Transition.init(transition_key, channels, channels // 2, **where))
+        features: dict[str, Any] = {
+            "conv0": he_conv2d(stem_key, in_channels, width, 7, stride=2, **where),
+            "norm0": BatchNorm2d.init(width, **where),
+            "pool0": MaxPool2d(3, 2, 1),
+        }
+        channels = width
+        for position, number in enumerate(num_layers, 1):
+            block_key, transition_key = keys[2 * position - 2 : 2 * position]
+            if position > 1:
+                between = Transition.init(transition_key, channels, channels // 2, **where)
+                features[f"transition{position - 1}"] = between
                 channels //= 2
-            blocks.append(DenseBlock.init(block_key, channels, number, growth, **options))
+            block = DenseBlock.init(block_key, channels, number, growth, **options)
+            features[f"denseblock{position}"] = _named(block.layers)
             channels += number * growth
-        return cls(
-            he_conv2d(stem_key, in_channels, width, 7, stride=2, **where),
-            BatchNorm2d.init(width, **where),
-            MaxPool2d(3, 2, 1),
-            tuple(blocks),
-            tuple(transitions),
-            BatchNorm2d.init(channels, **where),
-            Linear.init(head_key, channels, num_classes, **where),
-        )
+        features["norm5"] = BatchNorm2d.init(channels, **where)
+        return cls(features, Linear.init(head_key, channels, num_classes, **where))
 
 
 @applies(DenseNet)
@@ -104,15 +103,21 @@ def densenet(
 
     Arguments, errors and source are those of `dense_block`; the second result is the container with the new averages.
     """
-    x, norm = batch_norm(p.norm, conv2d(p.conv, x), train=train)
-    x = max_pooled(p.pool, x.relu())
-    blocks, transitions = [], []
-    for position, (block, block_key) in enumerate(zip(p.blocks, split_keys(key, len(p.blocks)), strict=True)):
-        x, block = dense_block(block, x, key=block_key, train=train)
-        blocks.append(block)
-        if position < len(p.transitions):
-            x, new = transition(p.transitions[position], x, train=train)
-            transitions.append(new)
-    x, last_norm = batch_norm(p.last_norm, x, train=train)
-    new = replace(p, norm=norm, blocks=tuple(blocks), transitions=tuple(transitions), last_norm=last_norm)
-    return linear(p.classifier, x.relu().mean((-2, -1))), new
+    features = dict(p.features)
+    x, features["norm0"] = batch_norm(features["norm0"], conv2d(features["conv0"], x), train=train)
+    x = max_pooled(features["pool0"], x.relu())
+    number = sum(name.startswith("denseblock") for name in features)
+    for position, block_key in enumerate(split_keys(key, number), 1):
+        name = f"denseblock{position}"
+        layers = [features[name][f"denselayer{n}"] for n in range(1, len(features[name]) + 1)]
+        x, layers = densely(layers, x, key=block_key, train=train)
+        features[name] = _named(layers)
+        if position < number:
+            name = f"transition{position}"
+            x, features[name] = transition(features[name], x, train=train)
+    x, features["norm5"] = batch_norm(features["norm5"], x, train=train)
+    return linear(p.classifier, x.relu().mean((-2, -1))), replace(p, features=features)
+
+
+def _named(layers: Sequence[DenseLayer]) -> dict[str, DenseLayer]:
+    return {f"denselayer{position}": layer for position, layer in enumerate(layers, 1)}

@@ -1,4 +1,8 @@
-"""The feature pyramid: what the coarse maps of a network know is handed down to the fine ones."""
+"""The feature pyramid: what the coarse maps of a network know is handed down to the fine ones.
+
+Names are those of torchvision's pyramid: ``inner_blocks.0.0.weight`` and ``layer_blocks.0.0.weight``, and so on, each
+convolution in a tuple of its own.
+"""
 
 from collections.abc import Sequence
 from typing import Any, Self
@@ -22,13 +26,14 @@ class FPN(Layer):
     """A feature pyramid; see `fpn`.
 
     Attributes:
-        lateral: for each of the network's maps, the finest first, a 1 x 1 convolution to a common number of channels.
-        output: for each level a 3 x 3 convolution of the sum.
+        inner_blocks: for each of the network's maps, the finest first, a 1 x 1 convolution to a common number of
+            channels.
+        layer_blocks: for each level a 3 x 3 convolution of the sum.
         extra_level: whether there is one more level, which takes every second pixel of the coarsest.
     """
 
-    lateral: tuple[Conv2d, ...]
-    output: tuple[Conv2d, ...]
+    inner_blocks: tuple[tuple[Conv2d], ...]
+    layer_blocks: tuple[tuple[Conv2d], ...]
     extra_level: bool = static(default=False)
 
     @classmethod
@@ -62,8 +67,8 @@ class FPN(Layer):
         keys = random.split(key, 2 * len(in_channels))
         number = len(in_channels)
         return cls(
-            tuple(_conv(k, n, out_channels, 1, where) for k, n in zip(keys[:number], in_channels, strict=True)),
-            tuple(_conv(k, out_channels, out_channels, 3, where) for k in keys[number:]),
+            tuple((_conv(k, n, out_channels, 1, where),) for k, n in zip(keys[:number], in_channels, strict=True)),
+            tuple((_conv(k, out_channels, out_channels, 3, where),) for k in keys[number:]),
             extra_level,
         )
 
@@ -85,14 +90,15 @@ def fpn(p: FPN, maps: Sequence[Maps]) -> tuple[Maps, ...]:
     Source:
         Lin et al.: Feature Pyramid Networks for Object Detection, 2017.
     """
-    if len(maps) != len(p.lateral):
+    if len(maps) != len(p.inner_blocks):
         raise ShapeError(
-            f"fpn: expected {len(p.lateral)} maps, the finest first, got {len(maps)}. Init the pyramid with the "
+            f"fpn: expected {len(p.inner_blocks)} maps, the finest first, got {len(maps)}. Init the pyramid with the "
             f"channels of all maps that it shall take."
         )
     levels: list[Tensor] = []
     above = None
-    for lateral, output, x in zip(reversed(p.lateral), reversed(p.output), reversed(maps), strict=True):
+    backwards = (reversed(part) for part in (p.inner_blocks, p.layer_blocks, maps))
+    for (lateral,), (output,), x in zip(*backwards, strict=True):
         y = conv2d(lateral, x)
         above = y if above is None else y + _enlarged(above, y)
         levels.insert(0, conv2d(output, above))

@@ -1,6 +1,7 @@
 """Densely connected networks: published sizes, the same networks in torch.nn, transformations."""
 
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
@@ -31,18 +32,33 @@ class Layer(nn.Module):
         return self.conv2(torch.relu(self.norm2(self.conv1(torch.relu(self.norm1(x))))))
 
 
-class Block(nn.Module):
+def densely(layers: Iterable[nn.Module], x: Tensor) -> Tensor:
     """Layers that see all maps before them."""
+    maps = [x]
+    for layer in layers:
+        maps.append(layer(torch.cat(maps, 1)))
+    return torch.cat(maps, 1)
 
-    def __init__(self, n: int, number: int, growth: int, bottleneck: int = 4) -> None:
+
+class Block(nn.Module):
+    """A dense block with its layers in a list."""
+
+    def __init__(self, n: int, number: int, growth: int, bottleneck: int) -> None:
         super().__init__()
         self.layers = nn.ModuleList(Layer(n + i * growth, growth, bottleneck) for i in range(number))
 
     def forward(self, x: Tensor) -> Tensor:
-        maps = [x]
-        for layer in self.layers:
-            maps.append(layer(torch.cat(maps, 1)))
-        return torch.cat(maps, 1)
+        return densely(self.layers, x)
+
+
+class NamedBlock(nn.ModuleDict):
+    """A dense block with its layers by name."""
+
+    def __init__(self, n: int, number: int, growth: int) -> None:
+        super().__init__({f"denselayer{i + 1}": Layer(n + i * growth, growth, 4) for i in range(number)})
+
+    def forward(self, x: Tensor) -> Tensor:
+        return densely(self.values(), x)
 
 
 class Between(nn.Module):
@@ -57,33 +73,35 @@ class Between(nn.Module):
 
 
 class Reference(nn.Module):
-    """The network with the same names."""
+    """The network with torchvision's names."""
 
     def __init__(self, numbers: tuple[int, ...], growth: int, width: int, num_classes: int) -> None:
         super().__init__()
-        self.conv, self.norm = nn.Conv2d(3, width, 7, 2, 3, bias=False), nn.BatchNorm2d(width)
-        blocks, transitions, n = [], [], width
-        for i, number in enumerate(numbers):
-            blocks.append(Block(n, number, growth))
-            n += number * growth
-            if i < len(numbers) - 1:
-                transitions.append(Between(n, n // 2))
+        parts: dict[str, nn.Module] = {
+            "conv0": nn.Conv2d(3, width, 7, 2, 3, bias=False),
+            "norm0": nn.BatchNorm2d(width),
+            "relu0": nn.ReLU(),
+            "pool0": nn.MaxPool2d(3, 2, 1),
+        }
+        n = width
+        for i, number in enumerate(numbers, 1):
+            if i > 1:
+                parts[f"transition{i - 1}"] = Between(n, n // 2)
                 n //= 2
-        self.blocks, self.transitions = nn.ModuleList(blocks), nn.ModuleList(transitions)
-        self.last_norm, self.classifier = nn.BatchNorm2d(n), nn.Linear(n, num_classes)
+            parts[f"denseblock{i}"] = NamedBlock(n, number, growth)
+            n += number * growth
+        self.features = nn.Sequential(OrderedDict(parts, norm5=nn.BatchNorm2d(n)))
+        self.classifier = nn.Linear(n, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.max_pool2d(torch.relu(self.norm(self.conv(x))), 3, 2, 1)
-        for block, transition in zip(self.blocks, self.transitions, strict=False):
-            x = transition(block(x))
-        return self.classifier(torch.relu(self.last_norm(self.blocks[-1](x))).mean((2, 3)))
+        return self.classifier(torch.relu(self.features(x)).mean((2, 3)))
 
 
 def test_row_38_parameter_count() -> None:
     """Row 38: the defaults are DenseNet-121, with 7,978,856 parameters and 1024 maps before the head."""
     p = DenseNet.init(pn.random.key(0), device="meta")
     assert pn.tree.count(p) == 7_978_856
-    assert p.last_norm.num_features == 1024
+    assert p.features["norm5"].num_features == 1024
     assert densenet(p, torch.empty(2, 3, 224, 224, device="meta"))[0].shape == (2, 1000)
 
 

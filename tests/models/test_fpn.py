@@ -23,13 +23,13 @@ class Reference(nn.Module):
 
     def __init__(self, channels: tuple[int, ...], out: int) -> None:
         super().__init__()
-        self.lateral = nn.ModuleList(nn.Conv2d(n, out, 1) for n in channels)
-        self.output = nn.ModuleList(nn.Conv2d(out, out, 3, padding=1) for _ in channels)
+        self.inner_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(n, out, 1)) for n in channels)
+        self.layer_blocks = nn.ModuleList(nn.Sequential(nn.Conv2d(out, out, 3, padding=1)) for _ in channels)
 
     def sums(self, maps: list[Tensor]) -> list[Tensor]:
         """The sums from the top down, the finest first."""
         found: list[Tensor] = []
-        for conv, x in list(zip(self.lateral, maps, strict=True))[::-1]:
+        for conv, x in list(zip(self.inner_blocks, maps, strict=True))[::-1]:
             y = conv(x)
             if found:
                 y = y + found[0].repeat_interleave(2, -1).repeat_interleave(2, -2)
@@ -37,7 +37,7 @@ class Reference(nn.Module):
         return found
 
     def forward(self, maps: list[Tensor]) -> tuple[Tensor, ...]:
-        return tuple(conv(y) for conv, y in zip(self.output, self.sums(maps), strict=True))
+        return tuple(conv(y) for conv, y in zip(self.layer_blocks, self.sums(maps), strict=True))
 
 
 @pn.container
@@ -90,8 +90,9 @@ def test_sizes_that_are_not_doubled(device: torch.device) -> None:
     assert [tuple(y.shape[2:]) for y in levels] == [(7, 5), (3, 2)]
     rows = torch.tensor([0, 0, 0, 1, 1, 2, 2], device=device)
     columns = torch.tensor([0, 0, 0, 1, 1], device=device)
-    enlarged = p.lateral[1](coarse)[:, :, rows][:, :, :, columns]
-    same(levels[0], p.output[0](p.lateral[0](fine) + enlarged))
+    (inner,), (outer,) = p.inner_blocks[0], p.layer_blocks[0]
+    enlarged = p.inner_blocks[1][0](coarse)[:, :, rows][:, :, :, columns]
+    same(levels[0], outer(inner(fine) + enlarged))
 
 
 def test_extra_level(device: torch.device) -> None:

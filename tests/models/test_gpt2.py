@@ -122,6 +122,18 @@ def test_size_and_public_names() -> None:
     assert gpt2(p, torch.zeros(2, 1024, dtype=torch.int64, device="meta")).shape == (2, 1024, 50257)
 
 
+@pytest.mark.slow
+def test_small_equals_modules() -> None:
+    """GPT-2 small, with all its 124 million parameters, gives the scores of torch.nn's modules in float64."""
+    p = GPT2.init(pn.random.key(0), dtype=torch.float64)
+    with torch.device("meta"):
+        module = Reference(50257, 1024, 768, 12, 12)
+    module.load_state_dict(bridge.to_module(p).state_dict(), assign=True)
+    tokens = text(1, 5, device=torch.device("cpu")) * 5000
+    with torch.no_grad():
+        same(gpt2(p, tokens), module(tokens), tolerance=1e-9)
+
+
 @pytest.mark.parametrize("shape", [(2, 6), (1, 1)])
 def test_equals_modules(shape: tuple[int, ...], device: torch.device, check_equals_module: Callable[..., None]) -> None:
     """Names, outputs and gradients are those of torch.nn's modules, and the tied weight's gradients add up."""

@@ -104,6 +104,18 @@ def test_size_and_public_names() -> None:
     assert vit(p, torch.empty(2, 3, 224, 224, device="meta")).shape == (2, 1000)
 
 
+@pytest.mark.slow
+def test_base_equals_modules() -> None:
+    """ViT-B/16, with all its 86 million parameters, gives the scores of torch.nn's modules in float64."""
+    p = pn.tree.map(lambda leaf: leaf + 0.01, ViT.init(pn.random.key(0), dtype=torch.float64))
+    with torch.device("meta"):
+        module = Reference()
+    module.load_state_dict(dict(pn.tree.named_leaves(p)), assign=True)
+    x = numbers(1, 3, 224, 224)
+    with torch.no_grad():
+        same(vit(p, x), module(x), tolerance=1e-9)
+
+
 @pytest.mark.parametrize("depth", [1, 11])
 def test_equals_modules(depth: int, device: torch.device, check_equals_module: Callable[..., None]) -> None:
     """Names, outputs and gradients are those of torch.nn's modules; blocks are in order of their numbers."""
