@@ -1,7 +1,8 @@
 """Routing by tiles as an operation that can be transformed.
 
-Its value and first derivative are `sums_by_tiles` and `gradients_by_tiles`; forward mode and second derivatives go by
-the folded form. For compilers both are operators that they do not look into.
+Its value and first derivative are `sums_by_tiles` and `gradients_by_tiles`, on a GPU the kernels of `_routing_triton`
+where they run; forward mode and second derivatives go by the folded form. For compilers both are operators that they
+do not look into.
 
 The arguments have one axis more than the formula: W is ``[models, o, i, d, k]`` and u is ``[models, n, i, k]``. To
 batch over u is to make n longer, so that nothing is ever expanded; to batch over W is to add models. The gradient of W
@@ -18,6 +19,7 @@ from torch._C._functorch import peek_interpreter_stack
 
 from purenn.ops._routing_forms import Options, sum_folded
 from purenn.ops._routing_tiles import accumulated, gradients_by_tiles, sums_by_tiles
+from purenn.ops._routing_triton import gradients_by_kernels, kernels_run, sums_by_kernels
 
 
 def sum_by_tiles(W: Tensor, u: Tensor, options: Options) -> Tensor:
@@ -152,7 +154,10 @@ def _plain_gradients(groups: int, options: Options) -> Callable[..., tuple[Tenso
 
 
 def _run_sums(W: Tensor, u: Tensor, iterations: int, stop_gradient: bool, leaky: bool) -> tuple[Tensor, Tensor]:
-    sums = _stacked([sums_by_tiles(*model, iterations, leaky) for model in zip(W, u, strict=True)])
+    if kernels_run(W, u):
+        sums = sums_by_kernels(W, u, iterations, leaky)
+    else:
+        sums = _stacked([sums_by_tiles(*model, iterations, leaky) for model in zip(W, u, strict=True)])
     return sums[:, :, -1].to(u.dtype).clone(memory_format=torch.contiguous_format), sums
 
 
@@ -166,6 +171,8 @@ def _run_gradients(
     stop_gradient: bool,
     leaky: bool,
 ) -> tuple[Tensor, Tensor]:
+    if kernels_run(W, u):
+        return gradients_by_kernels(W, u, sums, gradient, groups, stop_gradient, leaky)
     per_example = groups == u.shape[1] > 1
     of_W, of_u = [], []
     for model in range(len(W)):

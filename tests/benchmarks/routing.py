@@ -1,4 +1,4 @@
-"""Dynamic routing against the broadcast matrix products of public code, and against JAX: time and peak memory.
+"""Dynamic routing against the broadcast matrix products of public code, JAX, and the roofline: time and peak memory.
 
     python tests/benchmarks/routing.py [--repeats 9] [--device cuda] [--no-jax]
 
@@ -6,14 +6,17 @@ Batch 128, 1152 capsules of 8, 10 classes of 16, 3 iterations: the votes alone a
 """
 
 import argparse
+import contextlib
 import functools
 import importlib
 import os
 from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import torch
 from _pairing import header, paired, peak_bytes, table
+from _roofline import Peaks, Work, seconds
 from torch import Tensor
 
 import purenn as pn
@@ -85,6 +88,40 @@ def jax_calls(W: Tensor, u: Tensor) -> dict[str, Callable[[], Any]]:
     }
 
 
+# Each vote is made once and used in two products by every iteration but the first, which uses it in one; gradients of
+# both factors of a product cost as much again each. Read are W and u, written are the output capsules or the gradients.
+_VOTE_PRODUCTS = BATCH * IN_CAPS * OUT_CAPS * OUT_DIM * (IN_DIM + 2 * ITERATIONS - 1)
+_GIVEN = IN_CAPS * OUT_CAPS * OUT_DIM * IN_DIM + BATCH * IN_CAPS * IN_DIM
+WORK = {
+    "forward": Work(4 * (_GIVEN + BATCH * OUT_CAPS * OUT_DIM), 2 * _VOTE_PRODUCTS),
+    "forward + backward": Work(4 * 2 * _GIVEN, 3 * 2 * _VOTE_PRODUCTS),
+}
+
+
+def roofline(measures: dict[str, Callable[[Route], Any]], device: torch.device) -> str:
+    """Every form against the roofline of the task, without what it costs to start kernels."""
+    peaks = Peaks.of(device)
+    no_kernels = mock.patch("purenn.ops._routing_op.kernels_run", return_value=False)
+    forms = {"Triton kernels": ("tiled", contextlib.nullcontext())} if device.type == "cuda" else {}
+    forms |= {memory: (memory, no_kernels) for memory in ("tiled", "votes", "folded")}
+    rows = [["what", "MB", "10^9 operations", "roofline, ms", "form", "ms", "share of the roofline"]]
+    for what, call in measures.items():
+        work, least = WORK[what], peaks.least_seconds(WORK[what])
+        for name, (memory, choice) in forms.items():
+            with choice:
+                found = seconds(functools.partial(call, functools.partial(route_by_agreement, memory=memory)), device)
+            rows.append(
+                [
+                    *(what, f"{work.moved / 1e6:.1f}", f"{work.operations / 1e9:.2f}", f"{least * 1e3:.3f}"),
+                    *(name, f"{found * 1e3:.3f}", f"{least / found:.1%}"),
+                ]
+            )
+    return (
+        f"{table(rows)}\n\nThe roofline is that of the task, at the rates of a copy and of a float32 matrix product "
+        f"measured here: {peaks.moved / 1e9:.0f} GB/s and {peaks.operations / 1e12:.2f} TFLOP/s."
+    )
+
+
 def largest_difference(route: Route, right: Route, W: Tensor, u: Tensor) -> tuple[float, float]:
     """How much values and gradients differ in float64."""
     W, u = W.double(), u.double()
@@ -145,6 +182,7 @@ def main() -> None:
                 ]
             )
     print("\n" + table(rows))
+    print("\n" + roofline(measures, args.device))
     print(
         "\nGoals, tiled: forward 6x and both passes 5x as fast as the broadcast product; peak memory at most 0.30 and "
         "0.95 of the votes; vmap within 1.05 of one call; on par with JAX."

@@ -1,10 +1,12 @@
 """Every routing against its paper written as loops, in both styles of batching, under all transformations."""
 
+import functools
 from collections.abc import Callable
 
 import _capsules_by_loops as by_loops
 import pytest
 import torch
+from _pairing import peak_bytes
 from _transformations import check_transformations
 from torch import Tensor
 from torch.func import grad, vmap
@@ -102,9 +104,13 @@ def test_equals_the_paper(name: str, device: torch.device) -> None:
 
 @pytest.mark.parametrize("name", ROUTINGS)
 def test_vmap_equals_the_native_batch(name: str, device: torch.device) -> None:
-    """One example batched by vmap, a native batch, and a batch of two axes are the same."""
+    """One example batched by vmap, a native batch, and a batch of two axes are the same; so are the gradients."""
     d = draw(device)
     ours = ROUTINGS[name][0]
+
+    def loss(routing: Callable[..., object], args: tuple[Tensor, ...]) -> Tensor:
+        return sum(x.sin().sum() for x in routing(*args))
+
     batch = (d["votes"], d["activations"], d["logits"])
     native = ours(d, *batch)
     for got, expected in zip(vmap(lambda *args: tuple(ours(d, *args)))(*batch), native, strict=True):
@@ -114,6 +120,12 @@ def test_vmap_equals_the_native_batch(name: str, device: torch.device) -> None:
     alone = ours(d, *(x[:1] for x in batch))
     for got, expected in zip(alone, native, strict=True):
         torch.testing.assert_close(got[0], expected[0], rtol=0, atol=1e-13)
+    mapped, plain = (
+        grad(functools.partial(loss, routing))(batch)
+        for routing in (vmap(lambda *args: tuple(ours(d, *args))), functools.partial(ours, d))
+    )
+    for got, expected in zip(mapped, plain, strict=True):
+        torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
 
 
 def layer(name: str, seed: int, device: torch.device) -> Capsules:
@@ -144,6 +156,49 @@ def test_transformations(name: str, device: torch.device) -> None:
         return torch.cat([poses, activations.unsqueeze(-1)], -1)
 
     check_transformations(lambda seed: layer(name, seed, device), apply, inputs)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_vmap_of_a_layer_equals_its_native_batch(name: str, device: torch.device) -> None:
+    """With weights in the place of votes too, in value and in the gradient of every parameter, and over two axes."""
+    p = layer(name, 0, device)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2, BATCH, IN, IN_DIM, generator=generator, dtype=DOUBLE).to(device)
+    a = torch.randn(2, BATCH, IN, generator=generator, dtype=DOUBLE).sigmoid().to(device)
+
+    def by_vmap(p: Capsules) -> tuple[Tensor, ...]:
+        return vmap(vmap(lambda x, a: tuple(p(x, a))))(x, a)
+
+    def by_one_axis(p: Capsules) -> tuple[Tensor, ...]:
+        return tuple(y.unflatten(0, (2, BATCH)) for y in p(x.flatten(0, 1), a.flatten(0, 1)))
+
+    def results(batched: Callable[[Capsules], tuple[Tensor, ...]]) -> list[Tensor]:
+        loss = pn.grad(lambda p: sum(y.sin().sum() for y in batched(p)))
+        return [*batched(p), *pn.tree.leaves(loss(p))]
+
+    native = results(lambda p: tuple(p(x, a)))
+    for batched in (by_vmap, by_one_axis):
+        for got, expected in zip(results(batched), native, strict=True):
+            torch.testing.assert_close(got, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_no_matrix_is_repeated_for_every_example(name: str) -> None:
+    """Neither a native batch nor vmap needs as much memory as the weight once for every example, in both passes."""
+    batch, in_caps, out_caps, in_dim, out_dim = 64, 16, 4, 32, 4
+    routing = {
+        "self": lambda: SelfRouting.init(pn.random.key(0), in_caps, out_caps, in_dim=in_dim),
+        "attention": lambda: AttentionRouting.init(in_caps, out_caps),
+        "inverted attention": lambda: InvertedAttentionRouting.init(pn.random.key(0), out_dim),
+        "EM": lambda: EMRouting.init(out_caps),
+        "agreement": lambda: AgreementRouting(),
+    }[name]()
+    p = Capsules.init(pn.random.key(1), in_caps, out_caps, routing, in_dim=in_dim, out_dim=out_dim)
+    x, a = torch.randn(batch, in_caps, in_dim), torch.rand(batch, in_caps)
+    repeated = batch * p.weight.numel() * p.weight.element_size()
+    for batched in (Capsules.__call__, lambda p, x, a: vmap(lambda x, a: tuple(p(x, a)))(x, a)):
+        loss = pn.grad(lambda p, batched=batched: sum(y.sum() for y in batched(p, x, a)))
+        assert peak_bytes(lambda loss=loss: loss(p)) < repeated
 
 
 @pytest.mark.parametrize("name", LAYERS)

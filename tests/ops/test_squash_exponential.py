@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.func import grad, vmap
+from torch.func import grad, hessian, vmap
 
 from purenn.ops import squash_exponential
 
@@ -24,10 +24,11 @@ def test_derivatives(device: torch.device) -> None:
 
 
 def test_zero(device: torch.device) -> None:
-    """At zero the value is zero and the gradient is the identity, the limit of the formula."""
+    """At zero the value is zero, the gradient is the identity, the limit of the formula, and the next one is finite."""
     z = torch.zeros(3, dtype=torch.float64, device=device)
     assert torch.equal(squash_exponential(z), z)
     assert torch.equal(grad(lambda s: squash_exponential(s).sum())(z), torch.ones_like(z))
+    assert hessian(lambda s: squash_exponential(s).sum())(z).isfinite().all()
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,9 @@ def self_routing(
 class SelfRouting(Layer):
     """The small network of every input capsule that decides where its vote goes; see `self_routing`.
 
+    Normalise the poses before, by batch normalisation as in the paper or by `purenn.ops.layer_norm`: logits of squashed
+    poses, which are shorter than 1, grow too slowly. And let every input capsule see enough, since each decides alone.
+
     Attributes:
         weight: ``[out_caps, in_caps, in_dim]``.
         bias: ``[out_caps, in_caps]``.
