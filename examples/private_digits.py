@@ -94,7 +94,7 @@ def draw(outcomes: list[Outcome], path: Path) -> None:
     axes.set_xticks([o.epsilon for o in private], [f"{o.epsilon:.3g}" for o in private])
     axes.minorticks_off()
     axes.set_title("Accuracy and privacy on 360 held-out digits")
-    axes.margins(x=0.12)
+    axes.margins(x=0.16, y=0.12)
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=110)

@@ -104,13 +104,13 @@ CASES.update(
 @case
 def layer_norm(device: torch.device) -> Case:
     p = L.LayerNorm(draw(device, 4), draw(device, 4, seed=5), (4,))
-    return Case(lambda p, x: squares(p(x)), p, (draw(device, EXAMPLES, 3, 4),), {"weight": C, "bias": C})
+    return Case(lambda p, x: squares(p(x)), p, (draw(device, EXAMPLES, 3, 4),))
 
 
 @case
 def layer_norm_of_two_dimensions_without_bias(device: torch.device) -> Case:
     p = L.LayerNorm(draw(device, 3, 4), None, (3, 4))
-    return Case(lambda p, x: squares(p(x)), p, (draw(device, EXAMPLES, 2, 3, 4),), {"weight": C})
+    return Case(lambda p, x: squares(p(x)), p, (draw(device, EXAMPLES, 2, 3, 4),))
 
 
 @case
@@ -417,6 +417,22 @@ def unused_and_integer_leaves(device: torch.device) -> Case:
 
 
 @case
+def cross_entropies(device: torch.device) -> Case:
+    p = L.Linear.init(pn.random.key(0, device), 4, 3, dtype=D)
+
+    def f(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        scores = p(x)
+        of_positions = F.cross_entropy(scores, y, ignore_index=1) + F.cross_entropy(scores, y, reduction="sum")
+        of_one = F.cross_entropy(scores[0], y[0]) + F.cross_entropy(scores.T[None], y[None], ignore_index=2)
+        smooth = F.cross_entropy(scores, y, label_smoothing=0.1) + F.cross_entropy(scores, y, reduction="none")[1]
+        weighted = F.cross_entropy(scores, y, torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype, device=x.device))
+        return of_positions + of_one + smooth + weighted + F.cross_entropy(scores, scores.detach().softmax(-1))
+
+    y = torch.tensor([0, 1, 2, 2, 1, 0], device=device)
+    return Case(f, p, (draw(device, EXAMPLES, 6, 4), torch.stack([y.roll(n) for n in range(EXAMPLES)])), {"weight": M})
+
+
+@case
 def stopped_gradients(device: torch.device) -> Case:
     p = {"w": draw(device, 4, 4)}
 
@@ -484,6 +500,18 @@ class _Shared(nn.Module):
         return self.head((self.embed(i) + self.position).relu_())
 
 
+class _Twice(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.one, self.gate = nn.Linear(4, 4), nn.Parameter(torch.randn(4))
+        self.norm = nn.BatchNorm1d(4)
+        self.one.bias.requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.one(self.one(x).tanh_()) * self.gate.sigmoid() + self.gate
+        return self.norm(y) @ self.one.weight.T + self.one.weight.square().sum()
+
+
 def rows(*shape: int) -> Callable[[torch.device], Tensor]:
     return lambda device: draw(device, EXAMPLES, *shape)
 
@@ -510,6 +538,18 @@ CASES.update(
         lambda: nn.MultiheadAttention(4, 2, batch_first=True),
         lambda p, x: squares(p(x[None], x[None], x[None], need_weights=False)[0]),
         rows(3, 4),
+    ),
+    module_attention_with_weights=module(
+        lambda: nn.MultiheadAttention(4, 2, batch_first=True),
+        lambda p, x: sum(map(squares, p(x[None], x[None], x.cos()[None]))),
+        rows(3, 4),
+    ),
+    module_used_in_many_ways=module(_Twice, lambda p, x: squares(p(x)[0]), rows(3, 4)),
+    module_of_four_dimensions=module(lambda: nn.Linear(4, 3), lambda p, x: squares(p(x)), rows(2, 1, 2, 4)),
+    module_dilated=module(
+        lambda: nn.Sequential(nn.Conv1d(2, 3, 2, dilation=2), nn.GELU(), nn.ConvTranspose1d(3, 2, 3, stride=2)),
+        lambda p, x: squares(p(x)),
+        rows(2, 6),
     ),
     module_transformer=module(
         lambda: nn.TransformerEncoderLayer(4, 2, 6, dropout=0.0, batch_first=True),

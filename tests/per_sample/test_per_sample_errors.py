@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
+import bridge
 import purenn as pn
 from purenn.errors import ArgumentError, BatchingError, GradientError, MutationError, PurennError
 from purenn.layers import BatchNorm1d, BatchNorm2d, Conv2d, Lambda, Linear, Sequential
@@ -18,6 +19,11 @@ MIXES = (
     "per_sample.record: the function mixes the examples of a batch, {where}: with example {number} alone {what}, so "
     "the example has no gradient of its own. Leave out what is computed over the batch (statistics of a batch norm, a "
     "mean, a comparison of examples), or make the whole group of examples one example."
+)
+STATISTICS = (
+    "per_sample.record: a batch normalisation, {layer} normalises with the statistics of the batch, so that the loss "
+    "of one example depends on all of them, and there is no gradient for each. Apply it with train=False, or use "
+    "GroupNorm, LayerNorm or InstanceNorm instead."
 )
 OTHER = "the loss is another than within the batch"
 
@@ -79,13 +85,26 @@ def test_batch_norm_of_images_is_named(affine: bool, device: torch.device) -> No
     norm = BatchNorm2d.init(3, affine=affine, dtype=D, device=device)
     p = Sequential.of(Conv2d.init(pn.random.key(0, device), 2, 3, 3, dtype=D), norm)
     x = pn.random.normal(pn.random.key(1, device), (5, 2, 4, 4), dtype=D)
-    layer = "a batch normalisation, 'layers.1'," if affine else "a batch normalisation"
     refused(
         BatchingError,
-        f"per_sample.record: {layer} normalises with the statistics of the batch, so that the loss of one example "
-        f"depends on all of them, and there is no gradient for each. Apply it with train=False, or use GroupNorm, "
-        f"LayerNorm or InstanceNorm instead.",
+        STATISTICS.format(layer="'layers.1',") if affine else STATISTICS.replace(", {layer}", ""),
         lambda: pn.per_sample.record(lambda p, x: p(x[None], train=True)[0].square().sum(), p, (x,)),
+    )
+
+
+@pytest.mark.parametrize("batched", [True, False])
+def test_batch_norm_of_a_module_is_named(batched: bool, device: torch.device) -> None:
+    """So are those within an opaque module."""
+    torch.manual_seed(0)
+    p = bridge.from_module(nn.Sequential(nn.Conv2d(2, 3, 3), nn.BatchNorm2d(3)).to(device=device, dtype=D))
+    x = pn.random.normal(pn.random.key(1, device), (5, 2, 4, 4), dtype=D)
+
+    def loss(p: Any, x: Any) -> Any:
+        y, _ = p(x if batched else x[None], train=True)
+        return y.flatten(1).square().sum(1) if batched else y.square().sum()
+
+    refused(
+        BatchingError, STATISTICS.format(layer="'1',"), lambda: pn.per_sample.record(loss, p, (x,), batched=batched)
     )
 
 

@@ -1,5 +1,6 @@
 """The options of a record, and how records behave within other transformations."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -115,6 +116,49 @@ def test_budget_changes_nothing(budget: int, device: torch.device) -> None:
     assert same(record.clipped_sum(1e9), pn.tree.map(lambda g: g.sum(0), wanted))
     kept = {leaf.path: leaf.kept for leaf in record.explain().leaves}
     assert kept == {"weight": budget >= 5 * 54 * 8, "bias": True}
+
+
+@pytest.mark.parametrize(("budget", "form"), [(0, "closed form"), (10**9, "materialised")])
+def test_budget_chooses_the_form(budget: int, form: str, device: torch.device) -> None:
+    """Where gradients are faster to keep than to go without, the budget decides; the norms are equal."""
+    p = Linear.init(pn.random.key(0, device), 64, 64, bias=False, dtype=D)
+    x = pn.random.normal(pn.random.key(1, device), (3, 40, 64), dtype=D)
+
+    def f(p: Any, x: Any) -> Any:
+        return p(x).sin().sum()
+
+    record = pn.per_sample.record(f, p, (x,), budget=budget)
+    assert [leaf.form for leaf in record.explain().leaves] == [form]
+    assert same(record.norms(), rows(pn.vmap(pn.grad(f), (None, 0))(p, x)).norm(dim=1))
+
+
+@pytest.mark.parametrize("size", [None, 2])
+def test_no_examples(size: int | None, device: torch.device) -> None:
+    """An empty batch, as Poisson sampling may draw, has no norms, and its sums are zero."""
+    p, (x, y) = model(device), data(device)
+    record = pn.per_sample.record(loss, p, (x[:0], y[:0]), microbatch=size)
+    assert record.losses.shape == record.norms().shape == (0,)
+    assert same(record.clipped_sum(1.0), pn.tree.map(torch.zeros_like, p))
+    assert same(record.grads(), pn.tree.map(lambda leaf: leaf.new_zeros(0, *leaf.shape), p))
+    assert record.gram().shape == (0, 0)
+
+
+def test_nothing_is_left_behind(device: torch.device) -> None:
+    """A record that is gone has left no tensor for the garbage collector."""
+    p, batch = model(device), data(device)
+    pn.per_sample.norms(loss)(p, batch)
+    gc.collect()
+    gc.disable()
+    try:
+        before = _tensors()
+        pn.per_sample.clipped_grad(loss, 1.0)(p, batch)
+        assert _tensors() == before
+    finally:
+        gc.enable()
+
+
+def _tensors() -> int:
+    return sum(issubclass(type(item), Tensor) for item in gc.get_objects())
 
 
 def test_units_of_several_rows(device: torch.device) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purenn.transforms.per_sample._handle import Handle, Node
 from purenn.transforms.per_sample._kernel_gradients import Convolution, weight_gradient, weight_gradients
-from purenn.transforms.per_sample._outer import by_ghost
+from purenn.transforms.per_sample._outer import is_compact, is_fast
 from purenn.transforms.per_sample._part import Part, Small
 from purenn.transforms.per_sample._tape import Tape, rule
 
@@ -29,10 +29,18 @@ class Windows(Part):
         self.gradient, self.input, self.weight, self.options = gradient, input, weight, options
 
     @property
+    def compact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """Whether norms can be found from the windows of the input, as those of a matrix."""
+        return self.has_windows and is_compact(*self._lengths)
+
+    @property
     def ghost(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """Whether norms are found from the windows of the input, as those of a matrix."""
-        length = self.gradient.shape[2:].numel()
-        return self.has_windows and by_ghost(length, self.shape[0], self.shape[1:].numel())
+        """Whether they are."""
+        return self.compact and is_fast(*self._lengths)
+
+    @property
+    def _lengths(self) -> tuple[int, int, int]:
+        return self.gradient.shape[2:].numel(), self.shape[0], self.shape[1:].numel()
 
     @property
     def has_windows(self) -> bool:

@@ -15,7 +15,16 @@ from purenn.transforms._lean import outermost, reaches_others, wants_outer_graph
 from purenn.transforms._leaves import Argument, Problem, problem, scalar_output, tensors_in, versions
 from purenn.transforms._translate import refuse_writes, translated
 from purenn.transforms._vmap import vmap
-from purenn.transforms.per_sample import _attention, _contraction, _convolution, _embedding, _linear, _norm, _recurrent
+from purenn.transforms.per_sample import (
+    _attention,
+    _contraction,
+    _convolution,
+    _embedding,
+    _linear,
+    _losses,
+    _norm,
+    _recurrent,
+)
 from purenn.transforms.per_sample._handle import EscapedError, Handle, Node
 from purenn.transforms.per_sample._joined import joined
 from purenn.transforms.per_sample._part import Budget, Materialised, Part
@@ -25,7 +34,7 @@ from purenn.tree._watch import is_watched, watching
 
 NAME = "per_sample.record"
 #: Importing them has registered them.
-RULES = (_attention, _contraction, _convolution, _embedding, _linear, _norm, _recurrent)
+RULES = (_attention, _contraction, _convolution, _embedding, _linear, _losses, _norm, _recurrent)
 
 
 class Recorded(NamedTuple):
@@ -50,9 +59,9 @@ class Recorded(NamedTuple):
 
     def squared_norms(self, budget: Budget) -> dict[str, Tensor]:
         """The squared norm of each example's gradient, by leaf."""
-        zeros = torch.zeros_like(self.losses)
+        losses = self.losses
         return {
-            path: zeros if part is None else part.squared_norms(budget).to(zeros.dtype).clamp_min(0)
+            path: torch.zeros_like(losses) if part is None else part.squared_norms(budget).to(losses.dtype)
             for path, _, part in self.named
         }
 
@@ -99,17 +108,20 @@ def _by_recording(call: Problem, argument: Argument, batch: tuple, in_dims: Any,
 
     def loss(*example: Any, **key: Any) -> Tensor:
         tape.start(tensors_in((example, key)))
+        if not tape.examples:
+            # As a Poisson sample may turn out; nothing can run on it, and all sums over it are zero.
+            return argument.values[0].new_zeros(())
         return scalar_output(NAME, call.fn(model, *example, **key))
 
-    with torch.enable_grad():
+    with contextlib.closing(tape), torch.enable_grad():
         with translated(NAME), Watching(tape), _step_by_step():
             losses = vmap(loss, in_dims)(*batch, **named)
         refuse_writes(NAME, ["0 or the batch"] * len(given), before, versions(given))
         if torch.is_grad_enabled() and reaches_others([losses], [node.live for node in tape.nodes]):
             return None
         tape.backward(losses.sum())
-    with torch.no_grad():
-        return Recorded(argument, losses.detach(), _parts(tape))
+        with torch.no_grad():
+            return Recorded(argument, losses.detach(), _parts(tape))
 
 
 def _step_by_step() -> contextlib.AbstractContextManager[None]:

@@ -36,7 +36,8 @@ class Node:
         base: "Node | None" = None,
         replay: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
-        self.tape, self.live, self.leaf, self.base, self.replay = tape, live, leaf, base, replay
+        self.tape: Any = tape
+        self.live, self.leaf, self.base, self.replay = live, leaf, base, replay
         self.value = live.detach()
         self.parts: list[Any] = []
         self._copies: Tensor | None = None
@@ -48,6 +49,10 @@ class Node:
             return False
         whole = self.base.live
         return whole.dim() == 2 and whole.shape != (1, 1) and _layout(self.live) == _layout(whole.t())
+
+    def forget(self) -> None:
+        """Forget what only a recording needs."""
+        self.tape, self.parts, self._copies = None, [], None
 
     def copies(self) -> Tensor:
         """One for every example, without copying anything, ``[examples, *shape]`` inside of the recording's vmap."""

@@ -85,7 +85,7 @@ def _merge_outers(parts: Sequence[Any]) -> Part:
 
 def _merge_materialised(parts: Sequence[Any]) -> Part:
     total: Tensor = sum((part.kept for part in parts[1:]), parts[0].kept)  # pyright: ignore[reportAssignmentType]
-    return type(parts[0])(total) if len({type(part) for part in parts}) == 1 else Small(total)
+    return Small(total) if any(isinstance(part, Small) for part in parts) else type(parts[0])(total)
 
 
 def _merge_views(parts: Sequence[Any]) -> Part:

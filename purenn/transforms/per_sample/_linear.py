@@ -8,7 +8,7 @@ from torch import Tensor
 
 from purenn.transforms.per_sample._handle import Handle, Node
 from purenn.transforms.per_sample._outer import matrix_part
-from purenn.transforms.per_sample._part import Part, Small
+from purenn.transforms.per_sample._part import Later, Part, over_positions
 from purenn.transforms.per_sample._tape import Tape, rule
 
 
@@ -38,8 +38,7 @@ def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
     def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
         parts = [matrix_use(of_weight, gradient, used)]
         if of_bias is not None:
-            rows = gradient.flatten(1, -2).sum(1) if gradient.dim() > 2 else gradient
-            parts.append((of_bias, Small(rows.to(of_bias.live.dtype))))
+            parts.append((of_bias, Later(lambda: over_positions(gradient), of_bias.live, len(gradient))))
         return parts
 
     return tape.use(_affine(x, of_weight.live, None if of_bias is None else of_bias.live), used, of_weight, pull)
@@ -49,7 +48,7 @@ def _affine(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     # Below vmap F.linear would be a product and a sum, each with a pass of its own.
     rows = x.reshape(-1, x.shape[-1])
     y = rows @ weight.T if bias is None else torch.addmm(bias, rows, weight.T)
-    return y.view(*x.shape[:-1], y.shape[-1])
+    return torch.ops.aten._unsafe_view(y, [*x.shape[:-1], y.shape[-1]])
 
 
 @rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv)

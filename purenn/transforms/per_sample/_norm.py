@@ -1,5 +1,6 @@
-"""Rules of normalisations: factors and summands get their per-example gradients in the pass that makes the input's."""
+"""Rules of normalisations."""
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -10,7 +11,8 @@ from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 from purenn import ops
 from purenn.errors import BatchingError
-from purenn.transforms.per_sample._handle import Handle
+from purenn.transforms.per_sample._handle import Handle, Node
+from purenn.transforms.per_sample._part import Later, Part
 from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape, rule
 
 
@@ -27,60 +29,40 @@ def _layer_norm(
     x = tape.physical(input)
     if x is None or any(tape.physical(affine) is not None for affine in (weight, bias)):
         return NotImplemented
-    factors, summands = _copies(tape, weight), _copies(tape, bias)
+    nodes = [affine.node if isinstance(affine, Handle) else None for affine in (weight, bias)]
+    factors, summands = nodes
+    node = factors or summands
+    if node is None:
+        return NotImplemented
+    scale, shift = (affine if own is None else own.live for affine, own in zip((weight, bias), nodes, strict=True))
     with temporarily_pop_interpreter_stack():
-        y, _, _ = _LayerNorm.apply(x, factors, summands, _value(weight), _value(bias), list(normalized_shape), eps)
-    return tape.batched(y)
+        y, mean, inverse = torch.native_layer_norm(x, list(normalized_shape), scale, shift, eps)
+    used, mean, inverse = x.detach(), mean.detach(), inverse.detach()
+
+    def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
+        parts: list[tuple[Node, Part]] = []
+        if factors is not None:
+            make = functools.partial(_of_factors, used, mean, inverse, gradient, factors.live.shape)
+            parts.append((factors, Later(make, factors.live, len(gradient))))
+        if summands is not None:
+            make = functools.partial(_per_example, gradient, summands.live.shape)
+            parts.append((summands, Later(make, summands.live, len(gradient))))
+        return parts
+
+    return tape.use(y, used, node, pull)
 
 
-def _value(affine: Any) -> Tensor | None:
-    return affine.node.value if isinstance(affine, Handle) else affine
+def _of_factors(x: Tensor, mean: Tensor, inverse: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:
+    return _per_example((x - mean).mul_(inverse).mul_(gradient), shape)
+
+
+def _per_example(x: Tensor, shape: torch.Size) -> Tensor:
+    return x.reshape(len(x), -1, *shape).sum(1)
 
 
 def _copies(tape: Tape, affine: Any) -> Tensor | None:
     # One for every example, [examples, *shape]; a constant needs none.
     return tape.physical(affine.node.copies()) if isinstance(affine, Handle) else None
-
-
-class _LayerNorm(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        x: Tensor,
-        factors: Tensor | None,
-        summands: Tensor | None,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        shape: list[int],
-        eps: float,
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        return torch.native_layer_norm(x, shape, weight, bias, eps)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
-        x, _, _, weight, bias, ctx.shape, _ = inputs
-        _, mean, inverse = output
-        ctx.save_for_backward(x, weight, bias, mean, inverse)
-        ctx.mark_non_differentiable(mean, inverse)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Any) -> tuple:
-        x, weight, bias, mean, inverse = ctx.saved_tensors
-        gradient, needed = gradients[0].contiguous(), ctx.needs_input_grad
-        of_input = of_factors = of_summands = None
-        if needed[0]:
-            mask = [True, False, False]
-            of_input = torch.ops.aten.native_layer_norm_backward(
-                gradient, x, ctx.shape, mean, inverse, weight, bias, mask
-            )[0]
-        if needed[1]:
-            of_factors = _per_example((x - mean).mul_(inverse).mul_(gradient), ctx.shape)
-        if needed[2]:
-            of_summands = _per_example(gradient, ctx.shape)
-        return of_input, of_factors, of_summands, None, None, None, None
-
-
-def _per_example(x: Tensor, shape: list[int]) -> Tensor:
-    return x.reshape(len(x), -1, *shape).sum(1)
 
 
 @rule(F.group_norm, ops.group_norm)

@@ -16,10 +16,18 @@ from torch import Tensor
 
 from purenn.transforms.per_sample._part import Part
 
+#: Multiplications and additions in the time in which one number of a gradient is written and read twice, on a CPU.
+_OPERATIONS_A_NUMBER = 64
 
-def by_ghost(length: int, rows: int, columns: int) -> bool:
+
+def is_compact(length: int, rows: int, columns: int) -> bool:
     """Whether two matrices over the positions take no more memory than the gradient of one example."""
     return length == 1 or 2 * length * length <= rows * columns
+
+
+def is_fast(length: int, rows: int, columns: int) -> bool:
+    """Whether to make them takes no longer than to keep the gradient, from which the weighted sum is found as well."""
+    return length == 1 or 2 * length * length * (rows + columns) <= _OPERATIONS_A_NUMBER * rows * columns
 
 
 class Outer(Part):
@@ -38,9 +46,18 @@ class Outer(Part):
         self.left, self.right, self.split, self.order = left, right, tuple(split), tuple(order)
 
     @property
+    def compact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """By the lengths of the sides."""
+        return is_compact(*self._lengths)
+
+    @property
     def ghost(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         """By the lengths of the sides."""
-        return by_ghost(self.left.shape[2], self.left.shape[3], self.right.shape[3])
+        return self.compact and is_fast(*self._lengths)
+
+    @property
+    def _lengths(self) -> tuple[int, int, int]:
+        return self.left.shape[2], self.left.shape[3], self.right.shape[3]
 
     def arrange(self, matrices: Tensor) -> Tensor:
         """``[n, K, p, d]`` as gradients of the parameter, ``[n, *shape]``."""
@@ -65,7 +82,8 @@ class Outer(Part):
         else:
             right = right * weights.to(right.dtype)[:, None, None, None]
         if left.shape[1] == 1:
-            return self.arrange((left.flatten(0, 2).T @ right.flatten(0, 2))[None, None])[0]
+            matrix = left.flatten(0, 2).T @ right.flatten(0, 2)
+            return self.arrange(matrix[None, None])[0] if self.order else matrix
         left, right = (x.transpose(0, 1).flatten(1, 2) for x in (left, right))
         return self.arrange(torch.bmm(left.mT, right)[None])[0]
 
@@ -126,5 +144,5 @@ def matrix_part(left: Tensor, right: Tensor, shape: torch.Size) -> Outer:
         right: ``[examples, *, d]``.
         shape: of the parameter.
     """
-    left, right = (x.reshape(len(x), 1, -1, x.shape[-1]) for x in (left, right))
+    left, right = (x.reshape(len(x), 1, x.shape[1:-1].numel(), x.shape[-1]) for x in (left, right))
     return Outer(left, right, shape, (), ())

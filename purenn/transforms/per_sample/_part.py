@@ -4,10 +4,13 @@ What a part can always do is to become the gradients themselves, ``[examples, *s
 products have shorter ways in most forms.
 """
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
+
+from purenn._modes import is_plain
 
 # How much is computed at a time where the gradients of all examples have no room.
 _PIECE = 16 << 20
@@ -38,7 +41,8 @@ class Part:
 
     Attributes:
         form: how norms are found if the gradients are kept from the start.
-        ghost: whether norms are found without the gradients.
+        ghost: whether norms are found without the gradients, even if there is room for them.
+        compact: whether norms can be found without the gradients, if there is none.
         examples: how many examples there are.
         shape: of the tensor.
         item: bytes of one number.
@@ -47,10 +51,11 @@ class Part:
 
     form: str = MATERIALISED
     ghost: bool = False
+    compact: bool = False
+    kept: Tensor | None = None
 
     def __init__(self, examples: int, shape: torch.Size, item: int) -> None:
         self.examples, self.shape, self.item = examples, shape, item
-        self.kept: Tensor | None = None
 
     @property
     def bytes(self) -> int:
@@ -81,18 +86,22 @@ class Part:
             return self.form, True
         if self.ghost:
             return CLOSED, False
-        return MATERIALISED, budget.take(self.bytes)
+        if budget.take(self.bytes):
+            return MATERIALISED, True
+        return CLOSED if self.compact else MATERIALISED, False
 
     def squared_norms(self, budget: Budget) -> Tensor:
         """Each example's squared norm, ``[examples]``."""
         if self.kept is None:
             form, keeps = self.plan(budget)
             if form == CLOSED:
-                return self.ghost_norms()
+                return self.ghost_norms().clamp_min(0)
             if keeps:
                 self.kept = self.made(0, self.examples)
                 if budget.releases:
                     self.release()
+        if self.kept is not None:
+            return squared(self.kept)
         return torch.cat([squared(made) for _, _, made in self._slices()])
 
     def ghost_norms(self) -> Tensor:
@@ -145,9 +154,41 @@ class Small(Materialised):
     form = CLOSED
 
 
+class Later(Small):
+    """The same, made when they are asked for.
+
+    Of a layer's bias that is right after its weight, when what both are made of is still in the cache.
+    """
+
+    def __init__(self, make: Callable[[], Tensor], parameter: Tensor, examples: int) -> None:
+        """Take note of how to make the gradients, ``[examples, *shape]``, of a parameter."""
+        Part.__init__(self, examples, parameter.shape, parameter.element_size())
+        self._make: Callable[[], Tensor] | None = make
+        self._dtype = parameter.dtype
+
+    @functools.cached_property
+    def kept(self) -> Tensor:
+        """The gradients; what they are made of is forgotten."""
+        assert self._make is not None
+        made, self._make = self._make().to(self._dtype), None
+        return made
+
+
 def rows(gradients: Tensor) -> Tensor:
     """Each example's gradient as one row."""
     return gradients.reshape(len(gradients), -1)
+
+
+def over_positions(x: Tensor) -> Tensor:
+    """The sum of ``[examples, *positions, size]`` over the positions, ``[examples, size]``."""
+    examples, positions, size = len(x), x.shape[1:-1].numel(), x.shape[-1]
+    if positions == 1:
+        return x.reshape(examples, size)
+    x = x.reshape(examples, positions, size)
+    if is_plain(x):
+        return x.sum(1)
+    # A compiler puts sums off until all norms are taken, and holds x until then; a product of two rows stays in place.
+    return torch.bmm(x.new_ones(examples, 2, positions), x)[:, 0]
 
 
 def squared(gradients: Tensor) -> Tensor:

@@ -100,7 +100,7 @@ def record(
 
     def in_pieces() -> Iterator[Recorded]:
         assert microbatch is not None
-        for start in range(0, count, microbatch):
+        for start in range(0, max(count, 1), microbatch):
             piece = _slice(inputs, in_dims, start, min(start + microbatch, count))
             yield run(loss, p, piece, in_dims, None if keys is None else keys[start : start + microbatch])
 

@@ -67,7 +67,7 @@ class TiedRows(Part):
         if len(parts) != 2:
             return None
         rows, outer = sorted(parts, key=lambda part: isinstance(part, Outer))
-        if isinstance(rows, Rows) and isinstance(outer, Outer) and not outer.order and outer.ghost:
+        if isinstance(rows, Rows) and isinstance(outer, Outer) and not outer.order and outer.compact:
             return TiedRows(rows, outer)
         return None
 

@@ -76,7 +76,8 @@ class Tape:
             return None
         if functorch.maybe_get_level(x) != self.level:
             return None
-        return functorch.get_unwrapped(x).movedim(functorch.maybe_get_bdim(x), 0)
+        axis, whole = functorch.maybe_get_bdim(x), functorch.get_unwrapped(x)
+        return whole if axis == 0 else whole.movedim(axis, 0)
 
     def batched(self, x: Tensor) -> Tensor:
         """The inverse of `physical`."""
@@ -195,6 +196,12 @@ class Tape:
                 for node, part in pull(gradient):
                     node.parts.append(part)
 
+    def close(self) -> None:
+        """Let go of all nodes, which know their tape: a cycle would keep the tensors until the next collection."""
+        for node in (*self.nodes, *self.computed):
+            node.forget()
+        self.nodes, self.computed, self._edges, self._pulls, self._inputs = [], [], [], [], []
+
     def name(self, node: Node) -> str:
         """The path of a node's parameter, for errors."""
         while node.base is not None:
@@ -203,7 +210,7 @@ class Tape:
 
 
 class Watching(TorchFunctionMode):
-    """Shows a tape the operations that matter even if no parameter is among their arguments."""
+    """Shows a tape the operations on parameters, and those that matter without one."""
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
@@ -211,6 +218,8 @@ class Watching(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         """The result by the rule, if there is one."""
+        if Handle in types:
+            return self._tape.operation(func, args, kwargs or {})
         own = PHYSICAL_RULES.get(func)
         if own is not None:
             out = own(self._tape, *args, **(kwargs or {}))
