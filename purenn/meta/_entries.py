@@ -24,17 +24,22 @@ def count_of(name: str, tasks: tuple) -> int:
     Raises:
         BatchingError: none, or not all the same number.
     """
-    sizes: dict[int, str] = {}
+    sizes: dict[int, tuple[int, str, Tensor]] = {}
     for position, argument in enumerate(tasks, 1):
         leaves, structure = flatten(argument)
         for path, leaf in zip(structure.paths, leaves, strict=True):
             if not isinstance(leaf, Tensor):
                 continue
-            where = f"argument {position}{f', {path!r},' if path else ''}"
             if not leaf.dim() or not len(leaf):
-                raise BatchingError(f"{name}: {where} is {short(leaf)} and has no leading axis with tasks.")
-            sizes.setdefault(len(leaf), f"{where} is {short(leaf)}")
+                what = _shown(position, path, leaf)
+                raise BatchingError(f"{name}: {what} and has no leading axis with tasks.")
+            sizes.setdefault(len(leaf), (position, path, leaf))
     if len(sizes) != 1:
-        what = "the numbers of tasks differ: " + " but ".join(sizes.values()) if sizes else "there are no tasks"
+        differ = " but ".join(_shown(*found) for found in sizes.values())
+        what = f"the numbers of tasks differ: {differ}" if sizes else "there are no tasks"
         raise BatchingError(f"{name}: {what}. Every tensor after the parameters has a leading axis for the tasks.")
     return next(iter(sizes))
+
+
+def _shown(position: int, path: str, leaf: Tensor) -> str:
+    return f"argument {position}{f', {path!r},' if path else ''} is {short(leaf)}"

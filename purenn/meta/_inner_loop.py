@@ -1,5 +1,6 @@
 """Some steps of an optimiser as a differentiable function of the parameters that it starts from."""
 
+import math
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -54,7 +55,8 @@ def inner_loop(
         remat: whether a gradient keeps the parameters and the optimiser's state of each step only, and computes the
             rest again. Default: False.
         unroll: "python" writes the steps out; "scan" has `pn.jit` compile one step, whatever their number, and is
-            "python" elsewhere; "vjp" is "python" with remat. Default: "python".
+            "python" elsewhere; "vjp" is "python" with remat that keeps only about every sqrt(steps)-th of what remat
+            keeps, and computes the steps between them once more. Default: "python".
         truncate: if given, gradients of all but this many steps at the end count as constants. Default: None.
         select: if given, only these leaves are adapted: path patterns, or a function of ``pn.tree.select(params)``.
             Default: all.
@@ -66,6 +68,13 @@ def inner_loop(
 
     Returns:
         The function. Its losses are ``[steps]``, each before its step.
+
+    Note:
+        What a gradient holds at one time, if A is the memory of one step with its second derivatives and C the size of
+        parameters and state: about ``steps A`` plainly, ``A + steps C`` with remat, ``A + 2 sqrt(steps) C`` by "vjp".
+        Where C is small beside A, as in convolutional networks, many steps take hardly more memory than one; where it
+        is not, no way of keeping carries is independent of the number of steps, unless each step is computed again
+        from the first one on.
 
     Raises:
         ArgumentError: a negative number of steps, more truncated ones than there are, an unknown `unroll`, or both
@@ -95,7 +104,8 @@ def inner_loop(
     if stateful and select is not None:
         raise ArgumentError("inner_loop: a stateful loss adapts all leaves; give select or stateful, not both.")
     constant = steps if first_order else 0 if truncate is None else steps - truncate
-    loop = _Loop(Step.of(loss, optimizer, stateful), unroll == "scan", remat or unroll == "vjp", batches)
+    by_vjp = unroll == "vjp"
+    loop = _Loop(Step.of(loss, optimizer, stateful), unroll == "scan", remat or by_vjp, by_vjp, batches)
 
     def adapt(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         state = kwargs.pop("state", None) if resumable else None
@@ -109,7 +119,7 @@ def inner_loop(
                 carry, values = loop.run(carry, rest, args, kwargs, numbers, is_constant)
                 losses.append(values)
         adapted = carry[0] if rest is None else combine(carry[0], rest)
-        values = torch.cat(losses) if losses else torch.zeros(0)
+        values = losses[0] if len(losses) == 1 else torch.cat(losses) if losses else torch.zeros(0)
         return (adapted, values, carry[1]) if resumable else (adapted, values)
 
     return adapt
@@ -125,6 +135,7 @@ class _Loop:
     step: Step
     scanned: bool
     remat: bool
+    sparse: bool
     batches: bool
 
     def run(
@@ -134,8 +145,30 @@ class _Loop:
         step = self.step.constant if constant else self.step.differentiable
         if self.scanned and writes_programs():
             return self._compiled(step, carry, rest, args, kwargs, numbers)
-        if self.remat and not constant:
-            step = recomputed(step)
+        if constant or not self.remat:
+            return self._in_turn(step, carry, rest, args, kwargs, numbers)
+        length = math.isqrt(len(numbers)) if self.sparse else 1
+
+        def segment(carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any], part: range) -> tuple[Carry, Tensor]:
+            # Made here, as the segment is computed, so that it sees what takes the place of closed-over tensors.
+            each = recomputed(step) if length > 1 else step
+            return self._in_turn(each, carry, rest, args, kwargs, part)
+
+        again, losses = recomputed(segment), []
+        for start in numbers[::length]:
+            carry, values = again(carry, rest, args, kwargs, range(start, min(start + length, numbers.stop)))
+            losses.append(values)
+        return carry, torch.cat(losses)
+
+    def _in_turn(
+        self,
+        step: Callable[..., tuple[Carry, Tensor]],
+        carry: Carry,
+        rest: Any,
+        args: tuple,
+        kwargs: dict[str, Any],
+        numbers: range,
+    ) -> tuple[Carry, Tensor]:
         losses = []
         for number in numbers:
             carry, value = step(carry, rest, entry(args, number) if self.batches else args, kwargs)

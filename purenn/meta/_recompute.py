@@ -18,10 +18,10 @@ from torch._C._functorch import is_functorch_wrapped_tensor
 from purenn._modes import differentiated_again
 from purenn.errors import GradientError
 from purenn.random import strict
+from purenn.transforms._captured import rebuilt
 from purenn.transforms._lean import alone, reaches_others, running
 from purenn.transforms._nested import Examples, are_stacked, fresh, is_below_transformations, pulled, stacked_tasks
 from purenn.transforms._operation import differentiable
-from purenn.transforms._program import rebuilt
 from purenn.tree._walk import unflatten
 
 P = ParamSpec("P")
@@ -118,20 +118,20 @@ class _Recomputed(torch.autograd.Function):
 def _pull(call: _Call, tensors: Sequence[Tensor], wanted: list[int], given: dict[int, Tensor]) -> list[Tensor]:
     examples, recorded = Examples.around(), torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = [examples.out_of(tensors[n]) for n in wanted]
+        leaves = examples.out_of([tensors[n] for n in wanted])
         leaves = fresh(leaves if recorded else [leaf.detach() for leaf in leaves])
         again = differentiated_again() if recorded else contextlib.nullcontext()
         with running(), again:
-            results = call(_filled(tensors, wanted, [examples.into(leaf) for leaf in leaves]))
-        outputs = [examples.out_of(results[n]) for n in given]
+            results = call(_filled(tensors, wanted, examples.into(leaves)))
+        outputs = examples.out_of([results[n] for n in given])
         if not recorded and reaches_others(outputs, leaves):
             raise GradientError(
                 "inner_loop: with remat or unroll='vjp', the loss or the optimiser reaches a tensor that requires grad "
                 "through a global variable or an object's attribute, where it cannot be found. Pass it as an argument, "
                 "or refer to it by a local variable of the surrounding function."
             )
-        found = pulled(outputs, leaves, [examples.out_of(cotangent) for cotangent in given.values()], recorded)
-    return [examples.into(gradient) for gradient in found]
+        found = pulled(outputs, leaves, examples.out_of([*given.values()]), recorded)
+    return examples.into(found)
 
 
 def _pull_by_functorch(

@@ -6,7 +6,7 @@ from typing import Any
 import attrs
 from torch import Tensor
 
-from purenn.optim import GradientTransformation, apply_updates
+from purenn.optim import GradientTransformation
 from purenn.transforms import value_and_grad
 from purenn.transforms._lean import alone, outermost
 from purenn.transforms._leaves import Problem, detached, split_aux, take_apart
@@ -41,7 +41,7 @@ class Step:
         """The new carry, and the loss before the step."""
         params, state = carry
         value, new, grads = self._gradient(params, rest, args, kwargs)
-        return self._moved(params if new is None else new, grads, state), value
+        return self.optimizer.step(params if new is None else new, grads, state), value
 
     def constant(self, carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Carry, Tensor]:
         """The same with a gradient that counts as a constant."""
@@ -50,7 +50,7 @@ class Step:
             value, new, grads = detached(self._gradient(detached(params), detached(rest), args, kwargs))
         if new is not None:
             params = combine(partition(params, kind="parameter")[0], partition(new, kind="buffer")[0])
-        return self._moved(params, grads, state), value
+        return self.optimizer.step(params, grads, state), value
 
     def _gradient(self, params: Any, rest: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Any]:
         loss, whole = self.loss, self.whole
@@ -65,10 +65,6 @@ class Step:
         found, grads = whole(params, *args, **kwargs)
         value, new = split_aux("inner_loop", found, self.stateful)
         return value, new, grads
-
-    def _moved(self, params: Any, grads: Any, state: Any) -> Carry:
-        updates, state = self.optimizer.update(grads, state, params)
-        return apply_updates(params, updates), state
 
 
 def _with_rest(loss: Callable[..., Any], rest: Any) -> Callable[..., Any]:

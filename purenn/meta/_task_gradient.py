@@ -12,7 +12,7 @@ from purenn.meta._choice import Chooser
 from purenn.meta._entries import count_of, entry
 from purenn.transforms import value_and_grad as value_and_grad_of
 from purenn.transforms import vmap
-from purenn.transforms._leaves import split_aux, take_apart
+from purenn.transforms._leaves import split_aux, take_apart, tensors_in
 from purenn.transforms._nested import stacked_tasks
 from purenn.tree import map as tree_map
 
@@ -130,8 +130,8 @@ def _by_vmap(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tup
 
 
 def _by_sum(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tuple], Found]:
-    def total(params: Any, tasks: tuple) -> tuple[Tensor, Any]:
-        argument, count = take_apart(params), count_of("meta.grad", tasks)
+    def total(params: Any, tasks: tuple, count: int) -> tuple[Tensor, Any]:
+        argument = take_apart(params)
         copies = [value.expand(count, *value.shape) for value in argument.values]
 
         def one(values: list[Tensor], task: tuple) -> tuple[Tensor, Any]:
@@ -144,7 +144,7 @@ def _by_sum(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tupl
     of_all = value_and_grad_of(total, has_aux=True)
 
     def found(params: Any, tasks: tuple) -> Found:
-        (value, aux), gradients = of_all(params, tasks)
+        (value, aux), gradients = of_all(params, tasks, len(tensors_in(tasks)[0]))
         return Found(value, gradients, aux)
 
     return found

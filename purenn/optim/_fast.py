@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils.weak import WeakIdKeyDictionary
 
 from purenn._modes import is_plain
@@ -62,7 +63,7 @@ def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -
         ArgumentError: something that is donated requires grad, or is there twice.
     """
     slots = rule.slots_of(state)
-    values = _numbers(rule, state) if is_plain(state.count) else None
+    values = _numbers(rule, state) if is_plain(state.count) and forward_ad._current_level < 0 else None
     if values is None:
         return None
     known = _recall(rule, params, state)

@@ -5,8 +5,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
-from purenn._modes import is_plain
+from purenn._modes import is_traced
 from purenn.errors import ArgumentError
 
 Schedule = Callable[[Any], Any]
@@ -81,7 +82,8 @@ def require_betas(optimizer: str, betas: Any) -> None:
 
 def as_number(count: Tensor) -> Any:
     """The number of steps done: a Python int if that costs nothing, a float64 tensor otherwise."""
-    if is_plain(count) and count.device.type == "cpu" and not count.dim():
+    plain = not is_traced() and type(count) is Tensor and not is_functorch_wrapped_tensor(count)
+    if plain and count.is_cpu and not count.dim():
         return int(count)
     return count.to(torch.float64)
 

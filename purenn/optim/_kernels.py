@@ -71,8 +71,8 @@ def _run_group(rule: "Rule", columns: Columns, step: int, values: Values, donate
         kernel(_real(ws), _real(gs), [_real(column) for column in slots], step, values)
         return [ws, *slots]
     lists = [TensorList(_real(column)) for column in columns]
-    change, new_slots = rule.moved(lists[1], lists[0], tuple(lists[2:]), values)
-    new = [(lists[0] + change).tensors, *[slot.tensors for slot in new_slots]]
+    direction, new_slots = rule.directed(lists[1], lists[0], tuple(lists[2:]), values)
+    new = [part.tensors for part in (rule.stepped(direction, lists[0], values), *new_slots)]
     if donate:
         for old, column in zip((ws, *slots), new, strict=True):
             kernels._foreach_copy_(_real(old), column)
@@ -83,8 +83,7 @@ def _run_group(rule: "Rule", columns: Columns, step: int, values: Values, donate
 def _run_each(rule: "Rule", columns: Columns, values: Values, donate: bool) -> Columns:
     rows = []
     for w, g, *slots in zip(*columns, strict=True):
-        change, new = rule.apply(g, w, slots, values)
-        row = [w + change, *new]
+        row = rule.apply(rule.stepped, g, w, slots, values)
         if donate:
             for old, value in zip((w, *slots), row, strict=True):
                 old.copy_(value)

@@ -17,12 +17,15 @@ from purenn.errors import ArgumentError
 from purenn.optim._aligned import Aligned
 from purenn.optim._fast import fast_step
 from purenn.optim._hyperparameters import Hyperparameter, Values, as_number, is_zero, on_device, values_at
-from purenn.optim._tensor_list import V
-from purenn.optim._transformation import GradientTransformation, apply_updates
+from purenn.optim._tensor_list import V, plus
+from purenn.optim._transformation import GradientTransformation
 from purenn.tree import contiguous, named_leaves, partition, replace
 from purenn.tree._contiguous import segments
 from purenn.tree._memory import spread
 from purenn.tree._walk import quoted, short
+
+# ``finish(direction, parameter, values)``: what becomes of a parameter.
+Finish = Callable[[Any, Any, Values], Any]
 
 COUPLED, DECOUPLED, OWN = "coupled", "decoupled", "own"
 
@@ -103,28 +106,38 @@ class Rule:
             values["decay"] = values["rate"] * values["weight_decay"]
         return {**values, **self.scalars(done + 1, values)}
 
-    def moved(self, g: V, w: V, slots: tuple[V, ...], values: Values) -> tuple[V, tuple[V, ...]]:
-        """The change of a parameter, or of many, and their new slots."""
+    def directed(self, g: V, w: V, slots: tuple[V, ...], values: Values) -> tuple[V, tuple[V, ...]]:
+        """The direction of a parameter, or of many, with coupled weight decay, and the new slots."""
         if self.maximize:
             g = -g
-        decays = "decay" in values
-        if decays and self.decay == COUPLED:
-            g = g + w * values["weight_decay"]
-        direction, slots = self.direction(g, w, slots, values)
-        change = direction * -values["rate"]
-        if decays and self.decay == DECOUPLED:
-            change = change - w * values["decay"]
-        return change, slots
+        if "decay" in values and self.decay == COUPLED:
+            g = plus(g, w, values["weight_decay"])
+        return self.direction(g, w, slots, values)
 
-    def apply(self, g: Tensor, w: Tensor, slots: list[Tensor], values: Values) -> tuple[Tensor, list[Tensor]]:
-        """The change of one leaf, which may be complex, and its new slots, in the dtypes that they had."""
+    def changed(self, direction: V, w: V, values: Values) -> V:
+        """The change of a parameter that goes in a direction."""
+        change = direction * -values["rate"]
+        if "decay" in values and self.decay == DECOUPLED:
+            change = plus(change, w, -values["decay"])
+        return change
+
+    def stepped(self, direction: V, w: V, values: Values) -> V:
+        """The parameter after it: `w` plus what `changed` gives, with fewer operations."""
+        if "decay" in values and self.decay == DECOUPLED:
+            w = plus(w, w, -values["decay"])
+        return plus(w, direction, -values["rate"])
+
+    def apply(self, finish: Finish, g: Tensor, w: Tensor, slots: list[Tensor], values: Values) -> list[Tensor]:
+        """What `finish` makes of one leaf, which may be complex, and its new slots, in the dtypes that they had."""
         if w.is_complex():  # a pair of real numbers, as for torch.optim
-            real = tuple([torch.view_as_real(slot) for slot in slots])
-            change, new = self.moved(torch.view_as_real(g), torch.view_as_real(w), real, values)
-            return torch.view_as_complex(change.contiguous()), [torch.view_as_complex(x.contiguous()) for x in new]
-        change, new = self.moved(g, w, tuple(slots), values)
+            pairs = [torch.view_as_real(x) for x in (g, w, *slots)]
+            direction, new = self.directed(pairs[0], pairs[1], tuple(pairs[2:]), values)
+            row = (finish(direction, pairs[1], values), *new)
+            return [torch.view_as_complex(x.contiguous()) for x in row]
+        direction, new = self.directed(g, w, tuple(slots), values)
         # A leaf without dimensions would take the dtype of the scalars.
-        return _in(w.dtype, change), [_in(slot.dtype, x) for x, slot in zip(new, slots, strict=True)]
+        row = zip((finish(direction, w, values), *new), (w, *slots), strict=True)
+        return [_in(old.dtype, x) for x, old in row]
 
 
 def optimizer(rule: Rule) -> GradientTransformation:
@@ -145,7 +158,8 @@ def optimizer(rule: Rule) -> GradientTransformation:
         count = torch.zeros((), dtype=torch.int64)
         return rule.state(count=count, **scalars, **dict(zip(rule.slots, trees, strict=True)))
 
-    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+    def run(finish: Finish, params: Any, grads: Any, state: Any) -> tuple[Aligned, Aligned, Any]:
+        # The trees taken apart, what `finish` and the rule make of them, and the new state.
         found = Aligned.of(rule.name, params, grads, rule.slots_of(state))
         found.require_alike(shapes=rule.elementwise)
         values = rule.values(as_number(state.count), {name: getattr(state, name) for name in rule.carried})
@@ -154,20 +168,23 @@ def optimizer(rule: Rule) -> GradientTransformation:
         for w, g, *slots in zip(*found.columns, strict=True):
             if w.device not in placed:
                 placed[w.device] = on_device(values, w.device)
-            change, new = rule.apply(g, w, slots, placed[w.device])
-            rows.append([change, *new])
+            rows.append(rule.apply(finish, g, w, slots, placed[w.device]))
         columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * (1 + len(rule.slots))
-        moved = found.with_results([found.columns[0], *columns[1:]])
-        trees = {name: moved.tree(n + 2) for n, name in enumerate(rule.slots)}
+        new = found.with_results(columns)
+        trees = {name: new.tree(n + 2) for n, name in enumerate(rule.slots)}
         scalars = {name: torch.as_tensor(values[name], dtype=torch.float64) for name in rule.carried}
-        return found.updates(columns[0]), replace(state, count=state.count + 1, **scalars, **trees)
+        return found, new, replace(state, count=state.count + 1, **scalars, **trees)
+
+    def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        found, new, state = run(rule.changed, params, grads, state)
+        return found.updates(new.columns[0]), state
 
     def step(params: Any, grads: Any, state: Any, donate: bool) -> tuple[Any, Any]:
         done = fast_step(rule, params, grads, state, donate)
         if done is not None:
             return done
-        updates, state = update(grads, state, params)
-        return apply_updates(params, updates), state
+        _, new, state = run(rule.stepped, params, grads, state)
+        return new.tree(0), state
 
     return GradientTransformation(init, update, step)
 

@@ -5,8 +5,9 @@ given lists of tensors it runs a few kernels for the whole model.
 """
 
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from purenn.optim._private import kernels
@@ -67,6 +68,15 @@ V = TypeVar("V", Tensor, TensorList)
 
 def _operand(other: TensorList | float) -> Sequence[Tensor] | float:
     return other.tensors if isinstance(other, TensorList) else other
+
+
+def plus(x: Any, y: Any, factor: Any) -> Any:
+    """``x + factor * y`` of tensors or of lists of them, in one operation if the factor is a number."""
+    if isinstance(factor, Tensor):
+        return x + y * factor
+    if isinstance(x, TensorList):
+        return TensorList(kernels._foreach_add(x.tensors, y.tensors, alpha=factor))
+    return torch.add(x, y, alpha=factor)
 
 
 def toward(start: V, end: V, share: float) -> V:

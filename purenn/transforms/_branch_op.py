@@ -22,23 +22,22 @@ from purenn.transforms._operation import (
     push,
     tangents_at,
 )
-from purenn.transforms._program import Like, Program, close, program
+from purenn.transforms._program import TRANSFORMABLE, Like, Program, close, program
 
 
 def cond_tensors(predicate: Tensor, yes: Flat, no: Flat, operands: Tensors) -> Tensors:
     """The results of one of two functions of the same operands, which return the same kinds of tensors."""
     like = list(map(Like.of, operands))
     count = len(like)
-    first, outer = close("cond", yes, like)
-    second, more = close("cond", no, like)
+    first, outer = close("cond", yes, like, is_body=True)
+    second, more = close("cond", no, like, is_body=True)
     split = count + len(outer)
     everything = [*operands, *outer, *more]
     like = list(map(Like.of, everything))
     # Both take what either closes over.
-    yes_graph, no_graph = first.graph, second.graph
-    first, _ = close("cond", lambda *tensors: yes_graph(*tensors[:split]), like)
-    second, _ = close("cond", lambda *tensors: no_graph(*tensors[:count], *tensors[split:]), like)
-    return Operation.apply(_Branches(first, second), predicate, *everything)
+    one, _ = close("cond", lambda *tensors: first(*tensors[:split]), like)
+    other, _ = close("cond", lambda *tensors: second(*tensors[:count], *tensors[split:]), like)
+    return Operation.apply(_Branches(one, other), predicate, *everything)
 
 
 @attrs.frozen(eq=False)
@@ -60,7 +59,7 @@ class _Branches:
         def gradients(branch: Program) -> Flat:
             def run(*given: Tensor) -> list[Tensor]:
                 above = placed(len(cotangents), results, given[count:])
-                return pull(branch.graph, given[:count], places, above)
+                return pull(branch, given[:count], places, above)
 
             return run
 
@@ -74,7 +73,7 @@ class _Branches:
         count, results = len(operands), differentiable(self.yes.results)
 
         def tangent(branch: Program) -> Flat:
-            return lambda *given: push(branch.graph, given[:count], places, given[count:])[1]
+            return lambda *given: push(branch, given[:count], places, given[count:])[1]
 
         beside = tangents_at(operands, places, tangents[1:])
         values = cond_tensors(predicate, tangent(self.yes), tangent(self.no), [*operands, *beside])
@@ -85,7 +84,7 @@ class _Branches:
         dim, *dims = in_dims
         operands = moved(operands, dims)
         fronts = tuple(None if d is None else 0 for d in dims)
-        branches = [torch.func.vmap(branch.graph, fronts) for branch in (self.yes, self.no)]
+        branches = [torch.func.vmap(branch, fronts) for branch in (self.yes, self.no)]
         if dim is None:
             results = cond_tensors(predicate, branches[0], branches[1], operands)
         else:
@@ -107,6 +106,10 @@ def _run(predicate: Tensor, operands: Tensors, yes: str, no: str) -> list[Tensor
     return independent(program(yes if predicate.item() else no).run(*operands), operands)
 
 
+def _applied(predicate: Tensor, operands: Tensors, yes: str, no: str) -> Tensors:
+    return Operation.apply(_Branches(program(yes), program(no)), predicate, *operands)
+
+
 def _fake(predicate: Tensor, operands: Tensors, yes: str, no: str) -> list[Tensor]:
     return [empty(result) for result in program(yes).results]
 
@@ -115,6 +118,7 @@ def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
     predicate, operands, yes, no = inputs
     ctx.plan = _Branches(program(yes), program(no))
     ctx.save_for_backward(predicate, *operands)
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
@@ -125,5 +129,6 @@ def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
 
 LIBRARY.define("cond(Tensor predicate, Tensor[] operands, str yes, str no) -> Tensor[]")
 LIBRARY.impl("cond", _run, "CompositeExplicitAutograd")
+TRANSFORMABLE[torch.ops.purenn.cond.default] = _applied
 library.register_fake("purenn::cond", _fake, lib=LIBRARY)
 library.register_autograd("purenn::cond", _backward, setup_context=_setup, lib=LIBRARY)

@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 import optree
+import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from purenn.errors import GradientError
 
@@ -42,6 +44,23 @@ class Rule(Generic[P, R]):
         frame = Frame(leaves, [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)], spec)
         return frame, [leaves[place] for place in frame.places]
 
+    def needs_no_rule(self, tensors: list[Tensor], *, reverse: bool) -> bool:
+        """Whether torch.compile traces a call that nobody differentiates, so that the function itself will do.
+
+        Raises:
+            GradientError: it would lose the rule. It knows none but that of the reverse mode, and not within
+                transformations of torch.func.
+        """
+        if not is_dynamo_compiling():
+            return False
+        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if torch._C._are_functorch_transforms_active() or (wanted and not reverse):
+            raise GradientError(
+                f"{self.kind}: within torch.compile a transformation would differentiate the computation of "
+                f"'{self.name}' instead of using its rule. Compile with pn.jit, which knows the rule."
+            )
+        return not wanted
+
 
 class Frame:
     """One call: the arguments' structure, and what the rule has made that is no tensor."""
@@ -52,6 +71,12 @@ class Frame:
         self.out_spec: Any = None
         self.rest_spec: Any = None
         self.rest: list[Any] = []
+
+    def again(self) -> "Frame":
+        """Another call with the same structure."""
+        new = object.__new__(Frame)
+        new.constants, new.places, new.spec = self.constants, self.places, self.spec
+        return new
 
     def args(self, tensors: Any) -> tuple:
         """The arguments with other tensors in them."""

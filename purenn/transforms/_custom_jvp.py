@@ -23,7 +23,8 @@ class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
     entry for each positional argument. The output's tangent must be linear in the tangents.
 
     Raises:
-        GradientError: when called: no rule is set, or the rule does not return a pair of the output's structure.
+        GradientError: when called: no rule is set, the rule does not return a pair of the output's structure, or
+            torch.compile (unlike `pn.jit`) would lose it.
 
     Example:
         >>> import torch, purenn as pn
@@ -49,6 +50,8 @@ class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
         if self._rule is None:
             raise GradientError(f"custom_jvp: '{self.name}' has no rule: call {self.name}.defjvp(rule) first.")
         frame, tensors = self.frame(args, kwargs)
+        if self.needs_no_rule(tensors, reverse=False):
+            return self._fn(*args, **kwargs)
         results = _Forward.apply(self, frame, *tensors)
         return cast(R, optree.tree_unflatten(frame.out_spec, list(results)))
 

@@ -26,7 +26,8 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
     constants.
 
     Raises:
-        GradientError: when called: no rule is set, or the rule returns what does not fit the arguments.
+        GradientError: when called: no rule is set, the rule returns what does not fit the arguments, or torch.compile
+            (unlike `pn.jit`) would lose it.
 
     Example:
         >>> import torch, purenn as pn
@@ -55,6 +56,8 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
                 f"custom_vjp: '{self.name}' has no rule: call {self.name}.defvjp(forward, backward) first."
             )
         frame, tensors = self.frame(args, kwargs)
+        if self.needs_no_rule(tensors, reverse=True):
+            return self._fn(*args, **kwargs)
         count, *results = _Reverse.apply(self, frame, *tensors)
         return cast(R, optree.tree_unflatten(frame.out_spec, results[: int(count)]))
 
@@ -175,7 +178,7 @@ def _through_residuals(
         filled = list(tensors)
         for place, value in zip(places, values, strict=True):
             filled[place] = value
-        kept = rule.forward_parts(frame, filled)[1]
+        kept = rule.forward_parts(frame.again(), filled)[1]
         return tuple(kept[n] for n in wanted)
 
     pull = torch.func.vjp(residuals, *[tensors[place] for place in places])[1]

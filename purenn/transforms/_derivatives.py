@@ -130,9 +130,14 @@ def jvp(
     ]
     flat = _Flat("jvp", call, has_aux)
     with translated("jvp"):
-        leaves, moved, *extra = torch.func.jvp(flat, (call.values,), (directions,), has_aux=has_aux)
+        leaves, moved, *extra = torch.func.jvp(flat, (_apart(call.values),), (directions,), has_aux=has_aux)
     results = flat.out(leaves), flat.out(moved)
     return (*results, flat.aux(extra[0])) if has_aux else results
+
+
+def _apart(values: list[Tensor]) -> list[Tensor]:
+    # A tangent lies in memory as its primal does, and could not be written where elements share a place (expand).
+    return [value.contiguous() if 0 in value.stride() else value for value in values]
 
 
 def _length(value: Any) -> str:
@@ -235,7 +240,7 @@ def _by_rows(flat: _Flat, chunk_size: int | None) -> tuple[Any, ...]:
 
 
 def _by_columns(flat: _Flat) -> tuple[Any, ...]:
-    values = flat.call.values
+    values = _apart(flat.call.values)
 
     def push(unit: list[Tensor]) -> tuple[Any, ...]:
         return torch.func.jvp(flat, (values,), (unit,), has_aux=flat.has_aux)[1:]

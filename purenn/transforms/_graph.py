@@ -60,8 +60,22 @@ def _zeros(size: Sequence[int], **options: Any) -> Tensor:
     return torch.zeros(size, **options)
 
 
-# What forward mode takes for a tangent that is zero: as an operation on fake tensors it fails in some combinations.
-_DECOMPOSITIONS = {torch.ops.aten._efficientzerotensor.default: _zeros}
+def _zeros_laid_out_as(tangent: Tensor, primal: Tensor, *, self_num_batch_dims: int = 0) -> Tensor:
+    room = primal.untyped_storage().nbytes() // primal.element_size()
+    batch = tangent.shape[:self_num_batch_dims]
+    strides = torch.empty(batch, device="meta").stride()
+    zeros = torch.zeros((*batch, room), dtype=tangent.dtype, device=tangent.device)
+    return zeros.as_strided(
+        (*batch, *primal.shape), (*[n * room for n in strides], *primal.stride()), primal.storage_offset()
+    )
+
+
+# Of forward mode: a tangent that is zero, and room for one that lies in memory as its primal does, which may be a view.
+# As operations on fake tensors they fail in some combinations.
+_DECOMPOSITIONS = {
+    torch.ops.aten._efficientzerotensor.default: _zeros,
+    torch.ops.aten._new_zeros_with_same_feature_meta.default: _zeros_laid_out_as,
+}
 
 
 def graph_of(flat: Callable[..., Sequence[Tensor]], fakes: Sequence[Tensor]) -> fx.GraphModule:

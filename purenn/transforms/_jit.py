@@ -10,10 +10,18 @@ import attrs
 import optree
 import torch
 from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensor
 
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError, TraceError
-from purenn.transforms._graph import donate, fake_mode, lift_constants, refuse_mutations, trace
+from purenn.transforms._backend import compiler_of
+from purenn.transforms._graph import (
+    donate,
+    fake_mode,
+    lift_constants,
+    refuse_mutations,
+    trace,
+)
 from purenn.transforms._jit_key import (
     Call,
     Key,
@@ -21,13 +29,14 @@ from purenn.transforms._jit_key import (
     guards_for,
     input_labels,
     key_of,
-    matched_key,
     ordinal,
     places_of,
+    tensors_like,
     what_changed,
 )
 from purenn.transforms._lean import graph_is_differentiated
 from purenn.transforms._program import Tracing, called_by, tracing_for
+from purenn.transforms._rule_op import marked_if_foreign
 from purenn.tree._watch import is_watched
 
 P = ParamSpec("P")
@@ -80,13 +89,12 @@ class _Entry:
     #: None if all are tensors.
     out_leaves: list[Any] | None
 
-    def fits(self, key: Key, tensors: list[Tensor]) -> bool:
-        """Whether the graph is valid for some arguments."""
-        return (
-            self.key.same(key)
-            and self.guards.check(*tensors)
-            and (not self.constants or self.constant_guards.check(*self.constants))
-        )
+    def inputs(self, call: Call) -> list[Tensor] | None:
+        """The tensors of a call, if the graph is valid for it."""
+        tensors = tensors_like(call, self.key)
+        if tensors is None or not self.guards.check(*tensors):
+            return None
+        return tensors if not self.constants or self.constant_guards.check(*self.constants) else None
 
     def call(self, tensors: list[Tensor]) -> Any:
         """Run the graph and rebuild the result's tree."""
@@ -129,10 +137,10 @@ class Jitted(Generic[P, R]):
             return self._fn(*args, **kwargs)
         call = self._split(args, kwargs)
         for entry in self._entries:
-            found = matched_key(call, entry.key)
-            if found is not None and entry.fits(*found):
+            tensors = entry.inputs(call)
+            if tensors is not None:
                 self._hits += 1
-                return entry.call(found[1])
+                return entry.call(tensors)
         with self._lock:
             key, tensors = key_of(call)
             entry = self._compile(call, key, tensors)
@@ -172,7 +180,7 @@ class Jitted(Generic[P, R]):
 
     def _tracing(self) -> Tracing:
         backend = self._backend if isinstance(self._backend, str) else f"{self._backend!r}"
-        return Tracing(fake_mode(), _compiler(self._backend, self._mode), f"{backend} {self._mode}")
+        return Tracing(fake_mode(), compiler_of(self._backend, self._mode), f"{backend} {self._mode}")
 
     def _run(self, args: tuple, kwargs: dict[str, Any], statics: dict[str, Any]) -> Any:
         fn: Callable[..., Any] = self._fn
@@ -196,12 +204,17 @@ class Jitted(Generic[P, R]):
             args, kwargs = tree
             results, outcome["spec"] = optree.tree_flatten(self._run(args, kwargs, call.statics))
             outcome["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in results]
-            return [leaf for leaf in results if isinstance(leaf, Tensor)]
+            return marked_if_foreign([leaf for leaf in results if isinstance(leaf, Tensor)], values)
 
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         with graph_is_differentiated(wanted):
             graph = trace("jit", flat, tensors, tracing.mode)
         constants = lift_constants(graph)
+        if any(isinstance(constant, FakeTensor) for constant in constants):
+            raise TraceError(
+                "jit: the function uses a tensor that an earlier trace has left behind, in a global variable or an "
+                "object's attribute; it has no value. Return what is to be kept."
+            )
         names = input_labels(call, places)
         refuse_mutations("jit", graph, [*names, *["a tensor that it closes over"] * len(constants)])
         if self._donate_argnums:
@@ -322,24 +335,3 @@ def assert_max_traces(n: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
         return fn
 
     return limit
-
-
-def _compiler(backend: str | Callable[..., Any], mode: str | None) -> Callable[..., Any]:
-    if callable(backend):
-        return backend
-    if backend != "inductor":
-        import torch._dynamo as dynamo
-
-        return dynamo.lookup_backend(backend)
-    import torch._inductor as inductor
-
-    # The cache's guards have checked sizes and strides before: a second time costs a third of a call of many leaves.
-    options = {"size_asserts": False, **({} if mode is None else inductor.list_mode_options(mode))}
-
-    def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
-        # On the CPU inductor would give convolutions a layout of their own, and everything between them slow loops.
-        cpu = all(tensor.device.type == "cpu" for tensor in inputs)
-        compiled: Any = inductor.compile(graph, list(inputs), options={"layout_optimization": not cpu, **options})
-        return compiled
-
-    return compiler

@@ -1,5 +1,6 @@
 """What a compiled graph is valid for, and which part of that has changed, in words."""
 
+import operator
 from typing import Any, NamedTuple
 
 import attrs
@@ -27,58 +28,84 @@ class Call(NamedTuple):
 
 @attrs.frozen(eq=False)
 class Key:
-    """What a compiled graph is valid for, besides the tensors' metadata."""
+    """What a compiled graph is valid for, besides the tensors' metadata.
+
+    Attributes:
+        spec: the structure of the arguments.
+        others: the positions of leaves that are no tensors, the last first.
+        values: those leaves, then the static arguments' names and values.
+        aliases: for every tensor the first that is the same; None if all are different.
+        modes: see `_modes`.
+    """
 
     spec: optree.PyTreeSpec
-    statics: tuple[Any, ...]
+    others: tuple[int, ...]
+    values: tuple[Any, ...]
     aliases: tuple[int, ...] | None
     modes: tuple[Any, ...]
-
-    def same(self, other: "Key") -> bool:
-        return (
-            self.spec == other.spec
-            and self.aliases == other.aliases
-            and self.modes == other.modes
-            and len(self.statics) == len(other.statics)
-            and all(type(a) is type(b) and a == b for a, b in zip(self.statics, other.statics, strict=True))
-        )
 
 
 def key_of(call: Call) -> tuple[Key, list[Tensor]]:
     """The key of a call and its tensors, each once."""
+    leaves: list[Any]
     leaves, spec = optree.tree_flatten(call.tree)
-    return _described(call, leaves, spec)
+    others = tuple([n for n in reversed(range(len(leaves))) if not isinstance(leaves[n], Tensor)])
+    values = _without_tensors(call, leaves, others)
+    aliases = _aliases(leaves)
+    return Key(spec, others, values, aliases, _modes()), _each_once(leaves, aliases)
 
 
-def matched_key(call: Call, like: Key) -> tuple[Key, list[Tensor]] | None:
-    """The same in half the time, if the arguments can be taken apart as those of another key; None if they cannot.
+def tensors_like(call: Call, key: Key) -> list[Tensor] | None:
+    """What `key_of` gives for a call that has this key already, in half the time; None if it cannot have it.
 
-    The two keys still have to be compared: a tree may stand where the other call had a leaf.
+    The guards still have to be asked: another object may be where the key has a tensor.
     """
+    # Every microsecond here is one of every call.
+    leaves: list[Any]
     try:
-        leaves = like.spec.flatten_up_to(call.tree)
+        leaves = key.spec.flatten_up_to(call.tree)
     except ValueError:
         return None
-    return _described(call, leaves, like.spec)
+    values = _without_tensors(call, leaves, key.others)
+    aliases = _aliases(leaves)
+    if aliases != key.aliases or _modes() != key.modes or not (values == key.values and _same_types(values, key)):
+        return None
+    return _each_once(leaves, aliases)
 
 
-def _described(call: Call, leaves: list[Any], spec: optree.PyTreeSpec) -> tuple[Key, list[Tensor]]:
-    # Every microsecond here is one of every call.
-    only_tensors = set(map(type, leaves)) == {Tensor}
-    tensors = leaves if only_tensors else [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-    values = () if only_tensors else [leaf for leaf in leaves if not isinstance(leaf, Tensor)]
-    aliases = None
-    if len(set(map(id, tensors))) < len(tensors):
-        ids = [id(tensor) for tensor in tensors]
-        aliases = tuple(ids.index(number) for number in ids)
-        tensors = [tensor for position, tensor in enumerate(tensors) if aliases[position] == position]
-    modes = (
+def _without_tensors(call: Call, leaves: list[Any], others: tuple[int, ...]) -> tuple[Any, ...]:
+    # They are taken out of the leaves.
+    values = [leaves.pop(position) for position in others]
+    for item in call.statics.items():
+        values += item
+    return tuple(values)
+
+
+def _same_types(values: tuple[Any, ...], key: Key) -> bool:
+    # 1, 1.0 and True are equal.
+    return all(map(operator.is_, map(type, values), map(type, key.values)))
+
+
+def _aliases(tensors: list[Tensor]) -> tuple[int, ...] | None:
+    if len(set(map(id, tensors))) == len(tensors):
+        return None
+    ids = [id(tensor) for tensor in tensors]
+    return tuple(ids.index(number) for number in ids)
+
+
+def _each_once(tensors: list[Tensor], aliases: tuple[int, ...] | None) -> list[Tensor]:
+    if aliases is None:
+        return tensors
+    return [tensor for position, tensor in enumerate(tensors) if aliases[position] == position]
+
+
+def _modes() -> tuple[Any, ...]:
+    return (
         torch.is_grad_enabled(),
         torch.get_default_dtype(),
         torch.is_autocast_enabled("cpu"),
         torch.is_autocast_enabled("cuda"),
     )
-    return Key(spec, (*values, *call.statics.items()), aliases, modes), tensors
 
 
 def places_of(leaves: list[Any], aliases: tuple[int, ...] | None) -> list[int | None]:
@@ -130,6 +157,11 @@ def _metadata(leaf: Any) -> str:
     return f"{short(leaf)} on {leaf.device}{extra}{', requires grad' if leaf.requires_grad else ''}"
 
 
+def _pairs(key: Key) -> str:
+    given = iter(key.values[len(key.others) :])
+    return ", ".join(f"{name}={value!r}" for name, value in zip(given, given, strict=True)) or "none"
+
+
 def what_changed(
     last: Key, before: tuple[tuple[str, str], ...], key: Key, now: tuple[tuple[str, str], ...], call: Call
 ) -> str:
@@ -140,8 +172,8 @@ def what_changed(
     for (where, one), (_, other) in zip(before, now, strict=True):
         if one != other:
             return f"{where} from {one} to {other}"
-    if last.statics != key.statics:
-        return f"static values from {last.statics} to {key.statics}"
+    if last.values != key.values or not _same_types(last.values, key):
+        return f"static arguments from {_pairs(last)} to {_pairs(key)}"
     if last.aliases != key.aliases:
         return "which arguments are the same tensor"
     return "the grad mode, the default dtype or autocast"

@@ -196,9 +196,6 @@ def detached(tree: Any) -> Any:
 
 def versions(values: Sequence[Any]) -> list[int]:
     """How often each of some tensors has been written to (-1 where that is not known)."""
-    return [
-        value._version
-        if isinstance(value, Tensor) and not torch.compiler.is_compiling() and not value.is_inference()
-        else -1
-        for value in values
-    ]
+    if torch.compiler.is_compiling():
+        return [-1] * len(values)
+    return [value._version if isinstance(value, Tensor) and not value.is_inference() else -1 for value in values]

@@ -25,10 +25,11 @@ from torch._C._functorch import (
 from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter, temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
-from purenn._modes import differentiated_again
+from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
 from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, running
 from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, versions
+from purenn.transforms._translate import WRITTEN
 
 
 class _Stacked(threading.local):
@@ -71,10 +72,9 @@ class _Linear(TorchFunctionMode):
 def _stacked_linear(examples: "Examples", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     if not (x.dim() == weight.dim() == 2 and is_batchedtensor(x) and is_batchedtensor(weight)):
         return None
-    rows, matrices = examples.out_of(x), examples.out_of(weight).mT
-    if bias is None:
-        return examples.into(torch.bmm(rows, matrices))
-    return examples.into(torch.baddbmm(examples.out_of(bias).unsqueeze(1), rows, matrices))
+    rows, matrices, *biases = examples.out_of([x, weight] if bias is None else [x, weight, bias])
+    product = torch.bmm(rows, matrices.mT) if bias is None else torch.baddbmm(biases[0].unsqueeze(1), rows, matrices.mT)
+    return examples.into([product])[0]
 
 
 def is_below_transformations() -> bool:
@@ -93,22 +93,20 @@ def can_nest() -> bool:
 def nested_value_and_grad(name: str, problem: Problem, has_aux: bool) -> tuple[Tensor, Any, list[Tensor]]:
     """Value, auxiliary output and gradients, with their graphs if somebody may want them."""
     examples, recorded = Examples.around(), not is_alone()
-    given = [examples.out_of(value) for value in problem.values]
+    given = examples.out_of(problem.values)
     before = versions(given)
     with torch.enable_grad():
         leaves = fresh(given)
-        with running(), differentiated_again(), _Linear(examples) if examples.level else contextlib.nullcontext():
-            value, aux = split_aux(name, problem.call([examples.into(leaf) for leaf in leaves]), has_aux)
-        scalar_output(name, value)
+        with running(), differentiated_again(), examples.linear():
+            value, aux = split_aux(name, problem.call(examples.into(leaves)), has_aux)
+        (total,) = examples.out_of([scalar_output(name, value)])
         if versions(given) != before:
-            raise MutationError(
-                f"{name}: the function writes in place into a parameter that is being differentiated. Arguments are "
-                f"never changed: write `w = w + d` instead of `w.add_(d)` or `w += d`."
-            )
-        gradients = pulled([examples.out_of(value).sum()], leaves, None, recorded)
+            wrong, fix = WRITTEN
+            raise MutationError(f"{name}: {wrong}. {fix}")
+        gradients = pulled([total.sum()], leaves, None, recorded)
     if not recorded:
         value, aux = value.detach(), detached(aux)
-    return value, aux, [examples.into(gradient) for gradient in gradients]
+    return value, aux, examples.into(gradients)
 
 
 def pulled(
@@ -131,6 +129,8 @@ def fresh(values: Sequence[Tensor]) -> list[Tensor]:
 
     Not the values themselves: a function may close over one, which it is then not differentiated by.
     """
+    if all([value.requires_grad for value in values]):  # noqa: C419
+        return [value.view_as(value) for value in values]
     with temporarily_clear_interpreter_stack():
         return [value.view_as(value) if value.requires_grad else _leaf(value) for value in values]
 
@@ -159,10 +159,16 @@ class Examples:
         vmap: Any = retrieve_current_functorch_interpreter()
         return cls(vmap.level(), vmap.batch_size())
 
-    def out_of(self, tensor: Tensor) -> Tensor:
-        """The tensor of all tasks, the first axis theirs."""
-        return _remove_batch_dim(tensor, self.level, self.size, 0) if self.level else tensor
+    def out_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of all tasks, the first axis theirs."""
+        level, size = self.level, self.size
+        return [_remove_batch_dim(tensor, level, size, 0) for tensor in tensors] if level else list(tensors)
 
-    def into(self, tensor: Tensor) -> Tensor:
-        """The tensor of one task."""
-        return _add_batch_dim(tensor, 0, self.level) if self.level else tensor
+    def into(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """The tensors of one task."""
+        level = self.level
+        return [_add_batch_dim(tensor, 0, level) for tensor in tensors] if level else list(tensors)
+
+    def linear(self) -> contextlib.AbstractContextManager[Any]:
+        """Within this context linear maps of all tasks are batched products; a compiler does that better itself."""
+        return _Linear(self) if self.level and not is_traced() else contextlib.nullcontext()

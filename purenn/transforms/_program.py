@@ -6,15 +6,12 @@ graph of the surrounding function calls the compiled body by its name.
 """
 
 import contextlib
-import functools
 import hashlib
 import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import attrs
-import optree
 import torch
 from torch import Tensor, fx
 from torch._C._functorch import is_functorch_wrapped_tensor
@@ -24,8 +21,16 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import _disable_current_modes
 
 from purenn.errors import GradientError, TraceError
-from purenn.transforms._graph import explained, graph_of, lift_constants, refuse_mutations
+from purenn.transforms._captured import rebuilt
+from purenn.transforms._graph import (
+    explained,
+    fake_mode,
+    graph_of,
+    lift_constants,
+    refuse_mutations,
+)
 from purenn.transforms._lean import graph_is_differentiated
+from purenn.transforms._rule_op import LostRuleError, marked_if_foreign
 from purenn.transforms._translate import place
 from purenn.tree._watch import is_watched
 
@@ -50,6 +55,11 @@ class Like(NamedTuple):
     def batched(self, size: int) -> "Like":
         """Like many of these."""
         return self._replace(shape=(size, *self.shape))
+
+    def example(self, *, differentiated: bool) -> Tensor:
+        """A tensor like this, with a graph of autograd if it can have one."""
+        made = torch.empty(self.shape, dtype=self.dtype, device=self.device)
+        return made.requires_grad_().clone() if differentiated and self.is_differentiable else made
 
     @classmethod
     def row(cls, tensor: Tensor) -> "Like":
@@ -78,12 +88,28 @@ class Program:
     compiler: Callable[..., Callable[..., Sequence[Tensor]]]
     _compiled: Callable[..., Sequence[Tensor]] | None = None
 
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Run the graph as a part of another trace, where transformations around see what it does."""
+        return _Seen(self.graph).run(*tensors)
+
     def run(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Run the compiled graph. Most programs are steps on the way to others, so it is compiled when first run."""
         if self._compiled is None:
             examples = [node.meta["val"] for node in self.graph.graph.nodes if node.op == "placeholder"]
             self._compiled = self.compiler(self.graph, examples)
         return self._compiled(*tensors)
+
+
+# By operation, a function of its arguments that transformations can see through.
+TRANSFORMABLE: dict[Any, Callable[..., Any]] = {}
+
+
+class _Seen(fx.Interpreter):
+    """Runs a graph. An operation's own derivative is for the autograd of compilers, which torch.func cannot use."""
+
+    def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+        seen: Any = TRANSFORMABLE.get(target, target)
+        return super().call_function(seen, args, kwargs)
 
 
 def called_by(graph: fx.GraphModule) -> dict[str, fx.GraphModule]:
@@ -155,6 +181,7 @@ def close(
     *,
     kept: tuple[int, ...] = (),
     back: Program | None = None,
+    is_body: bool = False,
 ) -> tuple[Program, list[Tensor]]:
     """Trace a function of tensors to a program.
 
@@ -164,12 +191,13 @@ def close(
         like: what its arguments are like.
         kept: see `Program`.
         back: see `Program`.
+        is_body: whether it is the user's, and may have derivative rules that a graph would lose.
 
     Returns:
         The program, which takes the arguments and then what the function closes over; and the latter.
     """
-    tracing = _current.tracing
-    assert tracing is not None
+    # Without a trace an operation itself is differentiated, in a graph that no compiler has changed.
+    tracing = _current.tracing or Tracing(fake_mode(), lambda graph, _: graph, "as it is")
     outer: list[Tensor] = []
     places: dict[int, int] = {}
 
@@ -186,7 +214,7 @@ def close(
     def flat(*tensors: Tensor) -> list[Tensor]:
         own, given = tensors[: len(like)], tensors[len(like) :]
         inner = rebuilt(closed, lambda t: given[places[id(t)]] if id(t) in places else t, {}) if outer else closed
-        results = list(inner(*own))
+        results = marked_if_foreign(list(inner(*own)), tensors)
         # A result that is an argument, or a view of one, would share storage with it from step to step.
         inputs = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors}
         seen: set[StorageWeakRef] = set()
@@ -207,10 +235,7 @@ def close(
         _disable_current_modes(),
         tracing.mode,
     ):
-        examples = [
-            torch.empty(tensor.shape, dtype=tensor.dtype, device=tensor.device)
-            for tensor in (*like, *map(Like.of, outer))
-        ]
+        examples = [tensor.example(differentiated=is_body) for tensor in (*like, *map(Like.of, outer))]
         graph = graph_of(flat, examples)
     constants = lift_constants(graph)
     labels = [f"its argument {number}" for number in range(len(like))]
@@ -226,13 +251,12 @@ def close(
 def _found(name: str) -> Iterator[None]:
     try:
         yield
+    except LostRuleError as error:
+        raise GradientError(
+            f"{name}: the body uses {error}, which has a derivative rule of its own, and a compiled loop's gradient is "
+            f"that of the traced body, which knows no rules. Write the loop in Python, or do not compile it."
+        ) from None
     except RuntimeError as error:
-        if "must override the setup_context" in str(error):  # only the operation of a rule has no such method
-            raise GradientError(
-                f"{name}: the body uses a function with a derivative rule of its own (custom_vjp, custom_jvp or "
-                f"implicit), and a compiled loop's gradient is that of the traced body, which knows no rules. Write "
-                f"the loop in Python, or do not compile it."
-            ) from error
         if "escaped from inside a function being vmapped" not in str(error):
             raise
         raise TraceError(
@@ -246,64 +270,3 @@ def _name(graph: fx.GraphModule, kind: str) -> str:
     inputs = [node.meta["val"] for node in graph.graph.nodes if node.op == "placeholder"]
     described = [(list(value.shape), str(value.dtype), str(value.device)) for value in inputs]
     return hashlib.sha256(repr((graph.code, described, kind)).encode()).hexdigest()[:16]
-
-
-def rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
-    """A captured value with other tensors in it.
-
-    They are found through variables of functions, partials, bound methods, attrs objects and trees. What holds none
-    that change stays the same object.
-
-    Args:
-        item: the value, a function usually.
-        change: the tensor that takes a tensor's place.
-        done: what has been rebuilt so far, by its id.
-    """
-    if isinstance(item, Tensor):
-        return change(item)
-    if id(item) in done:
-        return done[id(item)]
-    if isinstance(item, types.FunctionType):
-        return _rebuilt_function(item, change, done)
-    if isinstance(item, types.MethodType):
-        owner = rebuilt(item.__self__, change, done)
-        return item if owner is item.__self__ else types.MethodType(item.__func__, owner)
-    if isinstance(item, functools.partial):
-        parts = item.func, item.args, item.keywords
-        fn, args, keywords = new = tuple(rebuilt(part, change, done) for part in parts)
-        return (
-            item if all(a is b for a, b in zip(parts, new, strict=True)) else functools.partial(fn, *args, **keywords)
-        )
-    if isinstance(item, type):
-        return item
-    if optree.tree_is_leaf(item):
-        return _rebuilt_object(item, change, done) if attrs.has(type(item)) else item
-    leaves, spec = optree.tree_flatten(item)
-    new = [rebuilt(leaf, change, done) for leaf in leaves]
-    return item if all(a is b for a, b in zip(leaves, new, strict=True)) else optree.tree_unflatten(spec, new)
-
-
-def _rebuilt_object(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
-    before = {field.name: getattr(item, field.name) for field in attrs.fields(type(item)) if field.init}
-    after = {name: rebuilt(value, change, done) for name, value in before.items()}
-    return item if all(after[name] is value for name, value in before.items()) else attrs.evolve(item, **after)
-
-
-def _rebuilt_function(fn: types.FunctionType, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
-    cells = tuple([types.CellType() for _ in fn.__closure__ or ()])
-    new = types.FunctionType(fn.__code__, fn.__globals__, fn.__name__, None, cells or None)
-    new.__dict__.update(fn.__dict__)
-    done[id(fn)] = new  # for functions that refer to themselves
-    changed = False
-    for cell, old in zip(cells, fn.__closure__ or (), strict=True):
-        with contextlib.suppress(ValueError):  # a variable that is not yet assigned
-            cell.cell_contents = rebuilt(old.cell_contents, change, done)
-            changed = changed or cell.cell_contents is not old.cell_contents
-    for name in ("__defaults__", "__kwdefaults__"):
-        before = getattr(fn, name)
-        after = rebuilt(before, change, done)
-        setattr(new, name, after)
-        changed = changed or after is not before
-    if not changed:
-        done[id(fn)] = new = fn
-    return new

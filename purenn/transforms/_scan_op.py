@@ -26,7 +26,7 @@ from purenn.transforms._operation import (
     value_and_pull,
     zeros_like,
 )
-from purenn.transforms._program import Like, Program, close, program
+from purenn.transforms._program import TRANSFORMABLE, Like, Program, close, program
 
 Step = Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensors]
 
@@ -45,7 +45,7 @@ def scan_tensors(
         return step(list(tensors[:first]), list(tensors[first:second]), list(tensors[second:]))
 
     like = [*map(Like.of, carry), *map(Like.row, xs), *map(Like.of, constants)]
-    made, outer = close("scan", plain, like)
+    made, outer = close("scan", plain, like, is_body=True)
     own = len(made.results)
     if may_be_differentiated([*carry, *xs, *constants, *outer]):
         made = _differentiable(made, [*like, *map(Like.of, outer)], first, remat)
@@ -60,14 +60,14 @@ def _differentiable(made: Program, like: list[Like], carry: int, remat: bool) ->
     intermediate values that a second program, the step's `back`, makes the gradient of.
     """
     own = len(made.results)
-    graph, back, residuals = made.graph, None, []
+    graph, back, residuals = made, None, []
     if not remat:
         places = [n for n, item in enumerate(like) if item.is_differentiable]
         results = differentiable(made.results)
 
         def joint(*tensors: Tensor) -> Tensors:
             inputs, cotangents = tensors[: len(like)], placed(own, results, tensors[len(like) :])
-            values, gradients = value_and_pull(made.graph, inputs, places, cotangents)
+            values, gradients = value_and_pull(made, inputs, places, cotangents)
             return [*values, *gradients]
 
         cotangents = [Like.of(made.results[n]) for n in results]
@@ -106,7 +106,7 @@ class _Scan:
         return list(items[:first]), list(items[first:second]), list(items[second:])
 
     def call(self, tensors: Tensors) -> Tensors:
-        return torch.ops.purenn.scan(*self.split(tensors), self.length, self.reverse, self.step.name)
+        return torch.ops.purenn.scan(*self.split(tensors), self.length, self.reverse, self.remat, self.step.name)
 
     def pull(self, tensors: Tensors, kept: Tensors, wanted: list[int], cotangents: list[Any]) -> list[Any]:
         # The loop runs backwards. It carries the cotangent of the carry and the sums of the constants' gradients.
@@ -126,7 +126,7 @@ class _Scan:
             point = [*saved[: self.carry], *rows, *shared]
             full = placed(len(self.step.results), [*carries, *results], [*above, *given])
             if again:
-                found = pull(self.step.graph, point, places, full)
+                found = pull(self.step, point, places, full)
             else:
                 found = self._back(point, saved[self.carry :], full, places)
             first = len(found) - len(sums)
@@ -145,7 +145,7 @@ class _Scan:
         assert self.step.back is not None
         own = [result for n, result in enumerate(self.step.results) if n not in self.kept]
         filled = [empty(own[n]).zero_() if (c := cotangents[n]) is None else c for n in differentiable(own)]
-        gradients = self.step.back.graph(*point, *residuals, *filled)
+        gradients = self.step.back(*point, *residuals, *filled)
         return at(placed(len(point), differentiable(point), gradients), places)
 
     def push(self, tensors: Tensors, tangents: Sequence[Tensor | None]) -> list[Any]:
@@ -160,7 +160,7 @@ class _Scan:
         def step(state: list[Tensor], entries: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
             point = [*state[: self.carry], *entries[: self.xs], *shared[: len(constants)]]
             direction = [*state[self.carry :], *entries[self.xs :], *shared[len(constants) :]]
-            values, moved_values = push(self.step.graph, point, places, direction)
+            values, moved_values = push(self.step, point, places, direction)
             return [
                 *(*values[: self.carry], *moved_values[:carried]),
                 *(*values[self.carry :], *moved_values[carried:]),
@@ -180,7 +180,7 @@ class _Scan:
         dims = (*[0] * self.carry, *(None if dim is None else 0 for dim in (*x_dims, *constant_dims)))
         like = [*map(Like.of, carry), *map(Like.row, xs), *map(Like.of, constants)]
         back = self._batched_back(size, dims, like)
-        made, _ = close("scan", torch.func.vmap(self.step.graph, dims), like, kept=self.kept, back=back)
+        made, _ = close("scan", torch.func.vmap(self.step, dims), like, kept=self.kept, back=back)
         results = Operation.apply(attrs.evolve(self, step=made), *carry, *xs, *constants)
         return results, tuple(0 if n < self.carry else 1 for n in range(len(results)))
 
@@ -190,7 +190,7 @@ class _Scan:
         results = [Like.of(result) for result in self.step.results]
         own = [item for n, item in enumerate(results) if n not in self.kept and item.is_differentiable]
         added = [item.batched(size) for item in (*at(results, self.kept[self.carry :]), *own)]
-        many = torch.func.vmap(self.step.back.graph, (*dims, *[0] * len(added)))
+        many = torch.func.vmap(self.step.back, (*dims, *[0] * len(added)))
         batched_places = [dims[n] is not None for n, item in enumerate(like) if item.is_differentiable]
 
         def back(*tensors: Tensor) -> list[Tensor]:
@@ -201,7 +201,9 @@ class _Scan:
         return close("scan", back, [*like, *added])[0]
 
 
-def _run(carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, step: str) -> list[Tensor]:
+def _run(
+    carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, remat: bool, step: str
+) -> list[Tensor]:
     made, given = program(step), carry
     count, rows = len(carry), [x.unbind(0) for x in xs]
     stacked = [empty(result, length) for result in made.results[count:]]
@@ -214,17 +216,33 @@ def _run(carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: 
     return [*independent(carry, [*xs, *constants, *given]), *stacked]
 
 
-def _fake(carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, step: str) -> list[Tensor]:
+def _applied(
+    carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, remat: bool, step: str
+) -> Tensors:
+    made = program(step)
+    if made.kept:
+        plan = _Scan(made, len(carry), len(xs), length, reverse, remat)
+        return Operation.apply(plan, *carry, *xs, *constants)
+    # Nobody differentiated the loop when it was traced; now somebody may.
+    last, stacked = scan_tensors(
+        lambda *parts: made(*parts[0], *parts[1], *parts[2]), carry, xs, constants, length, reverse=reverse, remat=remat
+    )
+    return [*last, *stacked]
+
+
+def _fake(
+    carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, remat: bool, step: str
+) -> list[Tensor]:
     results, count = program(step).results, len(carry)
     return [*(empty(result) for result in results[:count]), *(empty(result, length) for result in results[count:])]
 
 
 def _setup(ctx: Any, inputs: tuple, output: list[Tensor]) -> None:
-    carry, xs, constants, length, reverse, step = inputs
-    made = program(step)
-    ctx.plan = _Scan(made, len(carry), len(xs), length, reverse, made.back is None)
+    carry, xs, constants, length, reverse, remat, step = inputs
+    ctx.plan = _Scan(program(step), len(carry), len(xs), length, reverse, remat)
     ctx.sizes = len(carry), len(xs), len(constants)
     ctx.save_for_backward(*carry, *xs, *constants, *at(output, ctx.plan.kept))
+    ctx.set_materialize_grads(False)
 
 
 def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
@@ -232,11 +250,14 @@ def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
     given = sum(ctx.sizes)
     tensors = saved[:given]
     gradients = ctx.plan.pull(tensors, saved[given:], differentiable(tensors), list(cotangents))
-    return (*ctx.plan.split(gradients), None, None, None)
+    return (*ctx.plan.split(gradients), None, None, None, None)
 
 
-LIBRARY.define("scan(Tensor[] carry, Tensor[] xs, Tensor[] constants, int length, bool reverse, str step) -> Tensor[]")
+LIBRARY.define(
+    "scan(Tensor[] carry, Tensor[] xs, Tensor[] constants, int length, bool reverse, bool remat, str step) -> Tensor[]"
+)
 LIBRARY.impl("scan", _run, "CompositeExplicitAutograd")
+TRANSFORMABLE[torch.ops.purenn.scan.default] = _applied
 library.register_fake("purenn::scan", _fake, lib=LIBRARY)
 # For gradients that are asked for outside of the jitted function: the compiler differentiates its graph.
 library.register_autograd("purenn::scan", _backward, setup_context=_setup, lib=LIBRARY)

@@ -25,14 +25,18 @@ def place(error: BaseException) -> str:
     return ""
 
 
+# What was wrong and what to do where a differentiated parameter is written to.
+WRITTEN = (
+    "the function writes in place into a parameter that is being differentiated",
+    "Arguments are never changed: write `w = w + d` instead of `w.add_(d)` or `w += d`.",
+)
 # (what torch says, our exception, what was wrong, what to do)
 _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
     (
         r"leaf Variable that requires grad is being used in an in-place operation|"
         r"view of a leaf Variable that requires grad",
         MutationError,
-        "the function writes in place into a parameter that is being differentiated",
-        "Arguments are never changed: write `w = w + d` instead of `w.add_(d)` or `w += d`.",
+        *WRITTEN,
     ),
     (
         r"vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow|"
@@ -57,7 +61,7 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         "Write `y = x + b` instead of `x.add_(b)`; a tensor to be filled must be made from a batched one.",
     ),
     (
-        r"Batching rule not implemented for (?P<operation>[\w:.]+)",
+        r"Batching rule not implemented for (?P<operation>[\w:.]*\w)",
         BatchingError,
         "torch has no batching rule for {operation}",
         "Use the layer of purenn.layers for this operation, or write it in operations that have one.",
@@ -69,9 +73,9 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         "Write `y = f(x)` into a new name instead of changing x in place.",
     ),
     (
-        r"derivative for (?P<operation>[\w:.]+) is not implemented|"
-        r"the derivative for '(?P<other>[\w:.]+)' is not implemented|"
-        r"derivative for '(?P<third>[\w:.]+)' is not implemented",
+        r"derivative for (?P<operation>[\w:.]*\w) is not implemented|"
+        r"the derivative for '(?P<other>[\w:.]*\w)' is not implemented|"
+        r"derivative for '(?P<third>[\w:.]*\w)' is not implemented",
         GradientError,
         "torch has no derivative for {operation}",
         "Use the layer of purenn.layers for this operation, or write it in operations that have one.",

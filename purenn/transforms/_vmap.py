@@ -7,6 +7,12 @@ from typing import Any, ParamSpec, TypeVar
 import optree
 import torch
 from torch import Tensor
+from torch._functorch.vmap import (
+    _add_batch_dim,  # pyright: ignore[reportPrivateImportUsage]
+    _remove_batch_dim,  # pyright: ignore[reportPrivateImportUsage]
+    lazy_load_decompositions,  # pyright: ignore[reportPrivateImportUsage]
+    vmap_increment_nesting,
+)
 
 from purenn.errors import ArgumentError, BatchingError
 from purenn.transforms._translate import translated
@@ -93,13 +99,27 @@ def vmap(
             return tuple(results)
 
         with translated("vmap"):
-            stacked = torch.func.vmap(flat, tuple(dims), 0, randomness, chunk_size=chunk_size)(*everything)
+            if chunk_size is None:
+                stacked = _at_once(flat, sizes[0][0], dims, everything, randomness)
+            else:
+                stacked = torch.func.vmap(flat, tuple(dims), 0, randomness, chunk_size=chunk_size)(*everything)
         # A result that does not depend on the examples comes as one tensor seen many times: make it many.
         own = [leaf.contiguous() if leaf.stride(0) == 0 and leaf.shape[0] > 1 else leaf for leaf in stacked]
         moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(own, outcome["dims"], strict=True)]
         return optree.tree_unflatten(outcome["spec"], moved)
 
     return batched
+
+
+def _at_once(
+    flat: Callable[..., tuple[Any, ...]], size: int, dims: list[int | None], leaves: list[Any], randomness: str
+) -> list[Any]:
+    # What torch.func.vmap does once it has flattened and checked its arguments, which are flat and checked here.
+    lazy_load_decompositions()
+    with vmap_increment_nesting(size, randomness) as level:
+        pairs = zip(leaves, dims, strict=True)
+        batched = [leaf if dim is None else _add_batch_dim(leaf, dim % leaf.dim(), level) for leaf, dim in pairs]
+        return [_remove_batch_dim(result, level, size, 0) for result in flat(*batched)]
 
 
 def _axes(in_dims: Any, args: tuple) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from purenn.transforms._operation import (
     push,
     tangents_at,
 )
-from purenn.transforms._program import Like, Program, close, program
+from purenn.transforms._program import TRANSFORMABLE, Like, Program, close, program
 
 
 def while_tensors(test: Flat, step: Flat, carry: Tensors, constants: Tensors = ()) -> Tensors:
@@ -31,15 +31,14 @@ def while_tensors(test: Flat, step: Flat, carry: Tensors, constants: Tensors = (
     like = list(map(Like.of, (*carry, *constants)))
     count = len(like)
     first, outer = close("while_loop", test, like)
-    second, more = close("while_loop", step, like)
+    second, more = close("while_loop", step, like, is_body=True)
     split = count + len(outer)
     everything = [*constants, *outer, *more]
     like = list(map(Like.of, (*carry, *everything)))
     # Both take what either closes over.
-    test_graph, step_graph = first.graph, second.graph
-    first, _ = close("while_loop", lambda *tensors: test_graph(*tensors[:split]), like)
-    second, _ = close("while_loop", lambda *tensors: step_graph(*tensors[:count], *tensors[split:]), like)
-    return Operation.apply(_While(first, second, len(carry)), *carry, *everything)
+    tested, _ = close("while_loop", lambda *tensors: first(*tensors[:split]), like)
+    stepped, _ = close("while_loop", lambda *tensors: second(*tensors[:count], *tensors[split:]), like)
+    return Operation.apply(_While(tested, stepped, len(carry)), *carry, *everything)
 
 
 @attrs.frozen(eq=False)
@@ -71,12 +70,12 @@ class _While:
 
         def step(*given: Tensor) -> list[Tensor]:
             direction = [*given[self.carry : size], *given[size + len(constants) :]]
-            values, moved_values = push(self.step.graph, point(given), places, direction)
+            values, moved_values = push(self.step, point(given), places, direction)
             return [*values, *moved_values]
 
         state = [*carry, *directions[:carried]]
         shared = [*constants, *directions[carried:]]
-        results = while_tensors(lambda *given: self.test.graph(*point(given)), step, state, shared)
+        results = while_tensors(lambda *given: self.test(*point(given)), step, state, shared)
         return placed(self.carry, differentiable(carry), results[self.carry :])
 
     def batched(self, size: int, in_dims: tuple, tensors: Tensors) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
@@ -84,7 +83,7 @@ class _While:
         carry = batched(tensors[: self.carry], in_dims[: self.carry], size)
         constants = moved(tensors[self.carry :], in_dims[self.carry :])
         dims = (*[0] * self.carry, *(None if dim is None else 0 for dim in in_dims[self.carry :]))
-        test, run = torch.func.vmap(self.test.graph, dims), torch.func.vmap(self.step.graph, dims)
+        test, run = torch.func.vmap(self.test, dims), torch.func.vmap(self.step, dims)
 
         def step(*given: Tensor) -> list[Tensor]:
             (going,) = test(*given)
@@ -109,6 +108,10 @@ def _run(carry: Tensors, constants: Tensors, test: str, step: str) -> list[Tenso
     return independent(carry, [*given, *constants])
 
 
+def _applied(carry: Tensors, constants: Tensors, test: str, step: str) -> Tensors:
+    return Operation.apply(_While(program(test), program(step), len(carry)), *carry, *constants)
+
+
 def _fake(carry: Tensors, constants: Tensors, test: str, step: str) -> list[Tensor]:
     return [empty(result) for result in program(step).results]
 
@@ -123,5 +126,6 @@ def _backward(ctx: Any, cotangents: list[Any]) -> NoReturn:
 
 LIBRARY.define("while_loop(Tensor[] carry, Tensor[] constants, str test, str step) -> Tensor[]")
 LIBRARY.impl("while_loop", _run, "CompositeExplicitAutograd")
+TRANSFORMABLE[torch.ops.purenn.while_loop.default] = _applied
 library.register_fake("purenn::while_loop", _fake, lib=LIBRARY)
 library.register_autograd("purenn::while_loop", _backward, setup_context=_setup, lib=LIBRARY)

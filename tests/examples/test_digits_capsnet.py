@@ -3,6 +3,7 @@
 import re
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -37,14 +38,14 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     """Stopped by Ctrl-C and resumed, it ends with bitwise the parameters of the uninterrupted run."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(NAME, "--epochs", "8", "--out", str(whole)).returncode == 0
+    # Where the tests run in the background of a shell, Ctrl-C is ignored by them and by what they start.
+    heeding = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
     process = subprocess.Popen(
-        command(NAME, "--epochs", "8", "--out", str(parts)),
+        [sys.executable, "-c", heeding, *command(NAME, "--epochs", "8", "--out", str(parts))],
         env=ENVIRONMENT,
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,
-        # Where the tests run in the background of a shell, Ctrl-C is ignored by them and by what they start.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 120
     while not (parts / "state.safetensors").exists():

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 import purenn as pn
 from purenn import optim
@@ -198,6 +199,19 @@ def test_autograd_is_not_cut_off(problem: Any) -> None:
     leaf.matrix.requires_grad_()
     new, _ = optimizer.step(leaf, gradients(leaf, 1)[0], state)
     assert new.matrix.requires_grad
+
+
+def test_forward_mode_is_not_cut_off(problem: Any) -> None:
+    """The tangents of gradients in torch's own forward mode reach the new parameters, as by `update`."""
+    p, optimizer = problem.params, optim.adam(0.1)
+    grads, state = gradients(p, 1)[0], optimizer.init(p)
+    with forward_ad.dual_level():
+        moving = pn.tree.map(lambda g: forward_ad.make_dual(g, torch.ones_like(g)), grads)
+        steps = optimizer.step(p, moving, state)[0], plain(optimizer, p, moving, state)[0]
+        got, right = [forward_ad.unpack_dual(new.vector).tangent for new in steps]
+    assert right is not None
+    assert right.abs().min() > 0
+    torch.testing.assert_close(got, right, rtol=0, atol=1e-12)
 
 
 def test_partial_gradients(problem: Any) -> None:

@@ -227,7 +227,39 @@ def test_graphs_do_not_lose_a_rule(device: torch.device) -> None:
     assert pn.grad(loop)(x) == 1
     assert pn.jit(loop, backend="aot_eager")(x) == 16
     assert text_of(lambda: pn.jit(pn.grad(loop), backend="aot_eager")(x)) == (
-        "scan: the body uses a function with a derivative rule of its own (custom_vjp, custom_jvp or implicit), and a "
-        "compiled loop's gradient is that of the traced body, which knows no rules. Write the loop in Python, or do "
-        "not compile it."
+        "scan: the body uses custom_vjp '<lambda>', which has a derivative rule of its own, and a compiled loop's "
+        "gradient is that of the traced body, which knows no rules. Write the loop in Python, or do not compile it."
     )
+
+
+@pytest.mark.filterwarnings("ignore:.*setup_context.*")
+def test_torch_compile(device: torch.device) -> None:
+    """torch.compile knows the rules of reverse mode from outside; where it would lose one there is an error."""
+    product = pn.custom_vjp(lambda a, b: a * b)
+    product.defvjp(lambda a, b: (a * b, (a, b)), lambda kept, g: (kept[1] * g, 3 * kept[0] * g))
+    a, b = torch.tensor([1.0, 2.0], device=device), torch.tensor([3.0, 4.0], device=device)
+
+    def compiled(fn: object) -> object:
+        torch.compiler.reset()
+        return torch.compile(fn, fullgraph=True, backend="aot_eager")
+
+    for f in (product, softplus):
+        torch.testing.assert_close(compiled(f)(a, b), f(a, b))
+    leaves = [a.clone().requires_grad_(), b.clone().requires_grad_()]
+    gradients = torch.autograd.grad(compiled(lambda a, b: product(a, b).sum())(*leaves), leaves)
+    assert [x.tolist() for x in gradients] == [[3, 4], [3, 6]]
+    for f, kind, name in ((product, "custom_vjp", "<lambda>"), (softplus, "custom_jvp", "softplus")):
+        total = lambda a, b, f=f: f(a, b).sum()  # noqa: E731
+        for fn, given in ((pn.grad(total), (a, b)), (pn.vmap(f), (a, b)), (total, leaves)):
+            if fn is total and f is product:
+                continue
+            with pytest.raises(torch._dynamo.exc.Unsupported) as error:
+                compiled(fn)(*given)
+            assert (
+                f"{kind}: within torch.compile a transformation would differentiate the computation of '{name}' "
+                f"instead of using its rule. Compile with pn.jit, which knows the rule."
+            ) in str(error.value)
+        # With graph breaks the function runs in eager, where the rule is known.
+        torch.compiler.reset()
+        broken = torch.compile(pn.grad(total), backend="aot_eager")
+        torch.testing.assert_close(broken(a, b), pn.grad(total)(a, b))

@@ -183,9 +183,10 @@ def test_static_arguments(device: torch.device) -> None:
     assert jitted.cache_info() == (1, 3, 3)
 
 
-def test_python_numbers_are_part_of_the_key(device: torch.device) -> None:
-    """A number is compiled in; 1, 1.0 and True are three different ones."""
-    jitted = plain(lambda x, n: x * n)
+@pytest.mark.parametrize("static", [(), "n"])
+def test_python_numbers_are_part_of_the_key(device: torch.device, static: str | tuple) -> None:
+    """A number is compiled in, given as it is or static; 1, 1.0 and True are three different ones."""
+    jitted = plain(lambda x, n: x * n, static_argnames=static)
     x = inputs(device)
     for n in (1, 1.0, True, 1):
         assert torch.equal(jitted(x, n), x * n)
@@ -244,6 +245,14 @@ def numpy(x: Tensor) -> Tensor:
     return torch.from_numpy(x.numpy())
 
 
+def place_in(fn: Callable[[Tensor], Tensor]) -> str:
+    """The first line of a function's body, as errors name it."""
+    line = fn.__code__.co_firstlineno + 1
+    with open(__file__) as source:
+        code = source.read().splitlines()[line - 1].strip()
+    return f" at test_jit.py:{line} (`{code}`)"
+
+
 VALUE = (
     "jit: the function asks for the value of a traced tensor (`if`, `while`, bool(), int(), .item() or .tolist()){at}. "
     "While it is traced there are no values: choose with torch.where(condition, a, b), keep the number as a tensor, or "
@@ -272,10 +281,7 @@ def test_error_values_are_not_known(device: torch.device, fn: object, text: str)
     """What needs values while tracing is explained with the user's line."""
     with pytest.raises(TraceError) as error:
         plain(fn)(inputs(device))
-    line = fn.__code__.co_firstlineno + 1
-    with open(__file__) as source:
-        code = source.read().splitlines()[line - 1].strip()
-    assert str(error.value) == text.format(at=f" at test_jit.py:{line} (`{code}`)")
+    assert str(error.value) == text.format(at=place_in(fn))
     assert error.value.__cause__ is not None
 
 
@@ -319,6 +325,10 @@ def test_error_too_many_traces(device: torch.device) -> None:
     )
     assert message((x,), ((x, None),)) == f"{head}the structure of the arguments at '0.0': None against a tuple."
     assert message(({"a": x, "b": x},), ({"a": x, "b": x.clone()},)) == (f"{head}which arguments are the same tensor.")
+    static = pn.assert_max_traces(1)(plain(lambda x, n, m=None: x * n, static_argnames=("n", "m")))
+    static(x, 1)
+    assert text_of(lambda: static(x, True), TraceError) == (f"{head}static arguments from n=1 to n=True.")
+    assert text_of(lambda: static(x, 1, m="a"), TraceError) == (f"{head}static arguments from n=1 to n=1, m='a'.")
     below = plain(pn.assert_max_traces(1)(lambda x: x * 2))
     below(x)
     assert text_of(lambda: below(x[0]), TraceError).endswith(f"argument 0 from f64[5,3] {where} to f64[3] {where}.")
@@ -354,22 +364,29 @@ def test_error_options(device: torch.device) -> None:
     )
 
 
-@pytest.mark.parametrize(
-    "write",
-    [lambda x: print(x), lambda x: f"{x.sum()}", lambda x: f"{x!r}", lambda x: pn.vmap(lambda y: (str(y), y)[1])(x)],
-)
-def test_printing_a_traced_value(device: torch.device, write: Callable[[Tensor], object]) -> None:
+def prints(x: Tensor) -> Tensor:
+    print(x)
+    return x
+
+
+def formats(x: Tensor) -> Tensor:
+    text = f"{x.sum()}"
+    return x * len(text)
+
+
+def represents(x: Tensor) -> Tensor:
+    text = f"{x!r}"
+    return x * len(text)
+
+
+def of_a_batch(x: Tensor) -> Tensor:
+    return pn.vmap(lambda y: (str(y), y)[1])(x)
+
+
+@pytest.mark.parametrize("fn", [prints, formats, represents, of_a_batch])
+def test_printing_a_traced_value(device: torch.device, fn: Callable[[Tensor], Tensor]) -> None:
     """A text of a tensor that has no value yet is refused, with the line that made it."""
-
-    def f(x: Tensor) -> Tensor:
-        write(x)
-        return x * 2
-
-    with pytest.raises(TraceError) as error:
-        pn.jit(f, backend="eager")(torch.ones(3, device=device))
-    text = str(error.value)
-    assert text.startswith("jit: the function prints a traced tensor, or makes a text of it at test_jit.py:")
-    assert text.endswith(
-        "While it is traced there are no values: return the tensor and print the result, or call the function without "
-        "jit."
+    assert text_of(lambda: plain(fn)(inputs(device)), TraceError) == (
+        f"jit: the function prints a traced tensor, or makes a text of it{place_in(fn)}. While it is traced there are "
+        f"no values: return the tensor and print the result, or call the function without jit."
     )

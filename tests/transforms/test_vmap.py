@@ -195,6 +195,33 @@ def test_error_what_cannot_be_batched(device: torch.device, fn: object, kind: ty
     assert error.value.__cause__ is not None
 
 
+def test_error_no_rule_of_torch(device: torch.device) -> None:
+    """An operation without a batching rule, and one without a derivative, are named."""
+    x = inputs(device)
+
+    def listed(x: Tensor) -> Tensor:
+        return torch._foreach_neg([x])[0]
+
+    def stepped(x: Tensor) -> Tensor:
+        return torch.heaviside(x, x + 1).sum()
+
+    line = listed.__code__.co_firstlineno + 1
+    with open(__file__) as source:
+        code = source.read().splitlines()[line - 1].strip()
+    advice = "Use the layer of purenn.layers for this operation, or write it in operations that have one."
+    with pytest.raises(pn.errors.BatchingError) as batching:
+        pn.vmap(listed)(x)
+    check(
+        batching,
+        f"vmap: torch has no batching rule for aten::_foreach_neg at test_vmap.py:{line} (`{code}`). {advice}",
+    )
+    with pytest.raises(pn.errors.GradientError) as gradient:
+        pn.grad(stepped)(x)
+    check(gradient, f"grad: torch has no derivative for aten::heaviside. {advice}")
+    assert batching.value.__cause__ is not None
+    assert gradient.value.__cause__ is not None
+
+
 def test_other_errors_arrive_unchanged(device: torch.device) -> None:
     """An error of the function that has nothing to do with vmap is left alone."""
     with pytest.raises(RuntimeError, match=r"mat1 and mat2|size mismatch|Shape mismatch"):

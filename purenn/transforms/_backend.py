@@ -1,0 +1,50 @@
+"""Compilers of traced graphs."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._guards import TracingContext, tracing
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+
+def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable[..., Any]:
+    """What makes a function of tensors from a graph and examples of its arguments, for a backend of torch.compile."""
+    if callable(backend):
+        return backend
+    if backend != "inductor":
+        import torch._dynamo as dynamo
+
+        return dynamo.lookup_backend(backend)
+    import torch._inductor as inductor
+
+    # The cache's guards have checked sizes and strides before: a second time costs a third of a call of many leaves.
+    options = {"size_asserts": False, **({} if mode is None else inductor.list_mode_options(mode))}
+
+    def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        # On the CPU inductor would give convolutions a layout of their own, and everything between them slow loops.
+        cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+        with _cached(inputs) as examples:
+            compiled: Any = inductor.compile(graph, examples, options={"layout_optimization": not cpu, **options})
+        return compiled
+
+    return compiler
+
+
+@contextlib.contextmanager
+def _cached(inputs: Sequence[Tensor]) -> Iterator[list[Any]]:
+    # Inductor looks a graph up in its cache on disk only where there are symbols for unknown sizes, if unused ones.
+    mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv(), static_shapes=True)
+    with mode:
+        # Sizes of real tensors would become symbols, and every call would say so of each of its results.
+        examples: list[Any] = [
+            torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+            if isinstance(x, FakeTensor)
+            else mode.from_tensor(x, static_shapes=True)
+            for x in inputs
+        ]
+    with tracing(TracingContext(mode)):
+        yield examples
