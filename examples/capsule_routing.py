@@ -46,6 +46,7 @@ from purenn.layers import (
     primary_capsules,
 )
 from purenn.losses import cross_entropy, margin_loss, nll_loss, reconstruction_loss
+from purenn.ops import layer_norm
 
 BATCH, LEARNING_RATE, RECONSTRUCTION = 64, 3e-3, 0.01
 TYPES, CLASSES, IN_DIM, OUT_DIM, POSITIONS = 8, 10, 8, 16, 4
@@ -81,25 +82,27 @@ def initial_params(key: Tensor, routing: str, iterations: int, memory: str) -> N
         "self": lambda: SelfRouting.init(keys[5], in_caps, CLASSES, in_dim=IN_DIM),
         "inverted": lambda: InvertedAttentionRouting.init(keys[5], OUT_DIM, iterations=iterations),
     }[routing]()
-    # Without a squashing at its end a routing wants larger votes.
-    std = 0.1 if routing == "agreement" else 0.3
+    # What is squashed at its end saturates if votes are long at first; the others want larger ones.
+    std = 0.1 if routing in ("agreement", "attention") else 0.3
     return Network(
         conv=Conv2d.init(keys[0], 1, 64, 3),
-        primary=PrimaryCapsules.init(keys[1], 64, types=TYPES, dim=IN_DIM, kernel_size=3, stride=2),
+        primary=PrimaryCapsules.init(keys[1], 64, types=TYPES, dim=IN_DIM, kernel_size=5, stride=1),
         classes=Capsules.init(keys[2], in_caps, CLASSES, made, in_dim=IN_DIM, out_dim=OUT_DIM, std=std),
         decoder=(Linear.init(keys[3], CLASSES * OUT_DIM, 96), Linear.init(keys[4], 96, 64)),
     )
 
 
-def primary(params: Network, images: Tensor) -> Tensor:
-    """The primary capsules of images, ``[batch, in_caps, in_dim]``."""
-    return primary_capsules(params.primary, conv2d(params.conv, images).relu())
+def primary(params: Network, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Poses ``[batch, in_caps, in_dim]`` and activations ``[batch, in_caps]`` of the primary capsules of images."""
+    u = primary_capsules(params.primary, conv2d(params.conv, images).relu())
+    # Self-routing reads where to go from the pose alone, and from squashed poses it would learn slowly.
+    own = isinstance(params.classes.routing, SelfRouting)
+    return layer_norm(u, (IN_DIM,)) if own else u, capsule_lengths(u)
 
 
 def classify(params: Network, images: Tensor) -> tuple[Tensor, Tensor]:
     """Poses and activations of the class capsules of images, or of one image."""
-    u = primary(params, images)
-    return capsules(params.classes, u, capsule_lengths(u))
+    return capsules(params.classes, *primary(params, images))
 
 
 def decode(params: Network, poses: Tensor, label: Tensor) -> Tensor:
@@ -148,10 +151,10 @@ def train(params: Network, data: tuple[Tensor, ...], epochs: int, seed: int, pro
 
 def routing_cost(params: Network, images: Tensor) -> tuple[float, float]:
     """Milliseconds and peak MiB of forward and backward through votes and routing of all test images."""
-    u = primary(params, images).detach()
+    u, activations = (x.detach() for x in primary(params, images))
 
     def both() -> None:
-        pn.grad(lambda p, u: capsules(p, u, capsule_lengths(u)).activations.square().sum(), (0, 1))(params.classes, u)
+        pn.grad(lambda p, u: capsules(p, u, activations).activations.square().sum(), (0, 1))(params.classes, u)
 
     both()
     times = []
@@ -174,7 +177,7 @@ def couplings(params: Network, image: Tensor) -> Tensor:
 
     By the routing's own formula, from its votes and its poses: the shares of the next iteration.
     """
-    u = primary(params, image)
+    u, activations = primary(params, image)
     votes = torch.einsum("oidk,ik->oid", params.classes.weight, u)
     routing = params.classes.routing
     if isinstance(routing, SelfRouting):
@@ -182,7 +185,7 @@ def couplings(params: Network, image: Tensor) -> Tensor:
     elif isinstance(routing, AttentionRouting):
         logits = torch.einsum("oid,od->oi", votes, votes.sum(1)) / OUT_DIM**0.5
     else:
-        logits = torch.einsum("oid,od->oi", votes, capsules(params.classes, u, capsule_lengths(u)).poses)
+        logits = torch.einsum("oid,od->oi", votes, capsules(params.classes, u, activations).poses)
     return logits.softmax(0)
 
 
