@@ -39,7 +39,9 @@ def test_interrupted_and_resumed(tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     assert run(NAME, "--epochs", "8", "--out", str(whole)).returncode == 0
     # Where the tests run in the background of a shell, Ctrl-C is ignored by them and by what they start.
-    heeding = "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    heeding = (
+        "import os, signal, sys; signal.signal(signal.SIGINT, signal.SIG_DFL); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     process = subprocess.Popen(
         [sys.executable, "-c", heeding, *command(NAME, "--epochs", "8", "--out", str(parts))],
         env=ENVIRONMENT,
