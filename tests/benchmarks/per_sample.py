@@ -131,9 +131,11 @@ def main() -> None:
     parser.add_argument("--what", nargs="+", choices=list(GOALS), default=list(GOALS))
     parser.add_argument("--without-peers", action="store_true")
     parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--default-allocator", action="store_true", help="let glibc return freed memory as it likes")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    keep_freed_memory()
+    if not args.default_allocator:
+        keep_freed_memory()
     logging.disable(logging.WARNING)
     print(header("Per-sample gradients, times the ordinary forward and backward pass", args.device))
     installed = [
