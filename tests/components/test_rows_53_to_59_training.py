@@ -190,7 +190,10 @@ def test_row_56_pruning_by_a_tree_of_masks(device: torch.device) -> None:
 
 
 def test_row_57_distributed_data_parallel(tmp_path: Path) -> None:
-    """A bridged model in DistributedDataParallel, on gloo, has the pure function's gradients."""
+    """A bridged model in DistributedDataParallel, on gloo, has the pure function's gradients.
+
+    Two processes under torchrun, by the bridge and on trees: `test_row_57_two_processes_equal_one` of the examples.
+    """
     p, x = network(torch.device("cpu")), numbers(5, 4)
     torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
     try:
