@@ -108,6 +108,11 @@ class Opaque(Layer):
     def __reduce__(self) -> tuple:
         return type(self), (self._skeleton, self._children, self._kinds, self._marks)
 
+    @property
+    def __container_name__(self) -> str:
+        """What a summary calls it: the class of its module."""
+        return repr(self._skeleton)
+
     def __repr__(self) -> str:
         from purenn.tree._repr import outline
 

@@ -4,7 +4,8 @@ import contextlib
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from bridge._pure_autograd import APPLY, CHECKPOINT
 from bridge._pure_huggingface import HUGGING_FACE
@@ -15,6 +16,7 @@ from bridge._pure_writes import Writes
 from purenn._modes import is_plain
 from purenn.errors import BridgeError
 from purenn.tree._ties import resolved, tie_like
+from purenn.tree._watch import begun, shown
 
 New = dict[str, Any]
 
@@ -34,8 +36,8 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
     """
     template, place = p._skeleton.template, p._skeleton.place
     copy = template.take()
+    mounted = _Mounted(copy, train)
     try:
-        mounted = _Mounted(copy, train)
         mounted.put(p, place)
         mounted.protect((args, kwargs))
         for made in mounted.writes.copies:
@@ -47,6 +49,8 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
             out = mounted.writes.renewed(out)
         return out, mounted.renewed(p, place)
     finally:
+        for hook in mounted.hooks:
+            hook.remove()
         copy.clear()
         template.give_back(copy)
 
@@ -70,6 +74,7 @@ class _Mounted:
         self.nodes: dict[int, tuple[Any, New]] = {}
         self.versions: dict[int, int] = {}
         self.copies: dict[int, Tensor] = {}
+        self.hooks: list[RemovableHandle] = []
 
     def put(self, node: Any, place: Place, path: str = "") -> None:
         """Put the tensors of a node and of all below it into their modules."""
@@ -84,6 +89,8 @@ class _Mounted:
             self._require_same(children, place, path)
             return
         self.paths[place.index] = path
+        if path and node._marks is not None and node._marks.watched is not None:
+            self._show(self.copy.modules[place.index], node._marks.watched)
         parameters = {name: children[name] for name in place.parameters}
         buffers = {name: self._buffer(children[name], name, place) for name in place.buffers}
         installed = {**parameters, **buffers}
@@ -93,6 +100,12 @@ class _Mounted:
         self.writes.protected.update({id(tensor): tensor for tensor in installed.values()})
         for name, child in place.children.items():
             self.put(children[name], child, f"{path}.{name}" if path else name)
+
+    def _show(self, module: nn.Module, name: str) -> None:
+        # A watched layer within the module's own code is seen by hooks; the module as a whole shows itself.
+        before = module.register_forward_pre_hook(lambda _, inputs: begun(name, inputs))
+        after = module.register_forward_hook(lambda _, inputs, output: shown(name, output))
+        self.hooks += [before, after]
 
     def _buffer(self, tensor: Tensor | None, name: str, place: Place) -> Tensor | None:
         # What the code may write into is copied, so that kernels and views can do so; shared buffers stay shared.

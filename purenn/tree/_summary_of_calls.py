@@ -23,7 +23,7 @@ class Call:
 
     Attributes:
         path: where it is; empty for the model itself.
-        kind: its class.
+        kind: its class, that of the module where one is carried whole.
         inputs: shapes of the inputs of the first call, "-" if there is none.
         output: shape of the first output.
         times: how often it is applied.
@@ -55,7 +55,7 @@ def calls_of(p: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> list[C
             f"summary: a {type(p).__name__} has no function to apply to inputs. Give a layer or a model, or no inputs."
         )
     layers = select(p).instances(object).where(lambda node: binding_of(node) is not None)
-    calls = {entries: Call(join(entries), type(node_at(p, entries)).__name__) for entries in layers.entries}
+    calls = {entries: Call(join(entries), _class_of(node_at(p, entries))) for entries in layers.entries}
     _count_tensors(p, calls)
     by_path = {call.path: call for call in calls.values()}
     fake = FakeTensorMode()
@@ -80,6 +80,11 @@ def calls_of(p: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> list[C
         with watching(end, begin):
             watched(model, set(calls))(*arguments, **given)
     return list(calls.values())
+
+
+def _class_of(layer: Any) -> str:
+    # That of a module that is carried whole is its own.
+    return getattr(layer, "__container_name__", type(layer).__name__)
 
 
 def _count_tensors(p: Any, calls: dict[Entries, Call]) -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import bridge
 import purenn as pn
@@ -189,3 +189,24 @@ def test_errors(device: torch.device) -> None:
     assert text_of(lambda: pn.perturb(net, "shared")(unused, p, x), SelectionError) == (
         "perturb: 'shared:2' was not reached: no selected layer of that path was applied (that often)."
     )
+
+
+def test_layers_within_foreign_modules(device: torch.device) -> None:
+    """Layers of a module that is carried whole are seen, perturbed and replaced like any others, and no hook stays."""
+    module = nn.Sequential(nn.Linear(3, 4), nn.ReLU(inplace=True), nn.Linear(4, 2)).to(device, torch.float64)
+    p, x = bridge.from_module(module), torch.linspace(-1, 1, 15, dtype=torch.float64, device=device).view(5, 3)
+
+    def apply(p: pn.Layer, x: Tensor) -> Tensor:
+        return p(x)
+
+    for captured in (pn.capture(apply, "0"), pn.vmap(pn.capture(apply, "0"), (None, 0))):
+        y, outputs = captured(p, x)
+        torch.testing.assert_close(outputs, {"0": module[0](x)}, rtol=0, atol=1e-12)
+        torch.testing.assert_close(y, module(x), rtol=0, atol=1e-12)
+    zeros = {"0": torch.zeros(5, 4, dtype=torch.float64, device=device)}
+    found = pn.grad(lambda d: pn.perturb(apply, "0")(d, p, x).sum())(zeros)
+    expected = (module[0](x) > 0) * module[2].weight.sum(0)
+    torch.testing.assert_close(found, {"0": expected}, rtol=0, atol=1e-12)
+    ones = torch.ones(5, 4, dtype=torch.float64, device=device)
+    torch.testing.assert_close(pn.intervene(apply, {"0": ones})(p, x), module[2](ones), rtol=0, atol=1e-12)
+    assert list(pn.capture(apply, "2")(p, x)[1]) == ["2"]

@@ -139,6 +139,7 @@ def test_foreign_modules() -> None:
         assert table.flops == counter.get_total_flops() == 5040
         assert table.parameters == 408
         assert "408 parameters, 300 trained" in table
+    assert "\n3     Linear      f32[2,36]     f32[2,8] " in pn.summary(carried, x)
     assert pn.summary(carried) == OPAQUE
     assert "layers.3  Linear      f32[2,36]     f32[2,8]" in pn.summary(converted, x)
 
