@@ -14,11 +14,8 @@ _compiled: Any = torch._C
 def memory_of(tensor: Tensor) -> int:
     """A number that tensors on the same memory have in common, whatever transformations have put around them."""
     tensor = _innermost(tensor)
-    try:
-        return tensor.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):
-        # Of classes that have no memory of their own.
-        return id(tensor)
+    # A sparse tensor has no memory of its own, only those of its indices and values.
+    return tensor.untyped_storage()._cdata if _compiled._has_storage(tensor) else id(tensor)
 
 
 def begins_within(part: Tensor, whole: Tensor) -> bool:
@@ -28,7 +25,10 @@ def begins_within(part: Tensor, whole: Tensor) -> bool:
 
 def is_seen_by_others(tensor: Tensor) -> bool:
     """Whether there are further tensors on the memory of a tensor, besides what it is a view of."""
-    storage = _innermost(tensor).untyped_storage()
+    tensor = _innermost(tensor)
+    if not _compiled._has_storage(tensor):
+        return False
+    storage = tensor.untyped_storage()
     # One for the tensor, and one for `storage`.
     return _compiled._storage_Use_Count(storage._cdata) > 2 + (tensor._base is not None)
 

@@ -154,3 +154,21 @@ def test_gradients_by_autograd_within(device: torch.device) -> None:
         "'0' (Energy) differentiates by requires_grad_ and autograd, which torch's transformations cannot see. Within "
         "the module, use torch.func.grad or torch.func.vjp."
     )
+
+
+class Sparse(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("adjacency", torch.eye(3, dtype=DOUBLE).to_sparse())
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.zeros_like(x)
+        y[:2].copy_(x[:2])
+        return y
+
+
+def test_beside_a_tensor_without_memory(device: torch.device) -> None:
+    """Where a view is written into, a sparse buffer, which has no memory of its own, is no obstacle."""
+    p, x = bridge.from_module(Sparse().to(device)), torch.arange(6.0, dtype=DOUBLE, device=device).view(2, 3)
+    expected = x * torch.tensor([1.0, 1.0, 0.0], dtype=DOUBLE, device=device)
+    torch.testing.assert_close(pn.vmap(lambda x: p(x))(x), expected, rtol=0, atol=0)
