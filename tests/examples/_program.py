@@ -21,9 +21,9 @@ def run(name: str, *options: str) -> subprocess.CompletedProcess:
     )
 
 
-def is_picture(path: Path) -> bool:
-    """Whether there is a picture of some size."""
-    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > 15_000
+def is_picture(path: Path, size: int = 15_000) -> bool:
+    """Whether there is a picture of more than some bytes."""
+    return path.read_bytes().startswith(b"\x89PNG") and path.stat().st_size > size
 
 
 def assert_refused(name: str, options: list[str], text: str) -> None:
