@@ -14,10 +14,11 @@ def command(name: str, *options: str) -> list[str]:
     return [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / f"{name}.py"), *options]
 
 
-def run(name: str, *options: str) -> subprocess.CompletedProcess:
-    """The finished example."""
+def run(name: str, *options: str, columns: int = 200) -> subprocess.CompletedProcess:
+    """The finished example, on a terminal of some columns."""
+    environment = {**ENVIRONMENT, "COLUMNS": str(columns)}
     return subprocess.run(
-        command(name, *options), capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False
+        command(name, *options), capture_output=True, text=True, env=environment, cwd=ROOT, check=False
     )
 
 

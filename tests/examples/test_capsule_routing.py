@@ -1,22 +1,13 @@
 """The comparison of routings, run as a user runs it: from the command line."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from _program import assert_refused, is_picture, run
 from safetensors.torch import load_file
 
-ROOT = Path(__file__).parents[2]
-COMMAND = [sys.executable, "-W", "error::UserWarning", str(ROOT / "examples" / "capsule_routing.py")]
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "80"}
-
-
-def run(*options: str) -> subprocess.CompletedProcess:
-    """The finished example."""
-    return subprocess.run([*COMMAND, *options], capture_output=True, text=True, env=ENVIRONMENT, cwd=ROOT, check=False)
+NAME = "capsule_routing"
 
 
 def columns(out: str) -> dict[str, dict[str, str]]:
@@ -29,19 +20,19 @@ def columns(out: str) -> dict[str, dict[str, str]]:
 @pytest.mark.slow
 def test_compares_three_routings(tmp_path: Path, device_name: str) -> None:
     """With its default options every routing gets most digits right, and per-sample gradients equal a loop."""
-    done = run("--out", str(tmp_path), "--device", device_name)
+    done = run(NAME, "--out", str(tmp_path), "--device", device_name, columns=80)
     assert done.returncode == 0, done.stderr
     found = columns(done.stdout)
     assert list(found) == ["agreement", "attention", "inverted"]
     for cells in found.values():
         assert float(cells["test accuracy"].rstrip("%")) >= 95
         assert float(cells["vmap and loop differ by"]) <= 1e-3
-    assert len((tmp_path / "capsule_routing.png").read_bytes()) > 20_000
+    assert is_picture(tmp_path / "capsule_routing.png", 20_000)
 
 
 def test_one_epoch(tmp_path: Path) -> None:
     """One epoch of a fourth routing writes the picture and the parameters."""
-    done = run("--epochs", "1", "--routings", "self", "--out", str(tmp_path))
+    done = run(NAME, "--epochs", "1", "--routings", "self", "--out", str(tmp_path), columns=80)
     assert done.returncode == 0, done.stderr
     assert list(columns(done.stdout)) == ["self"]
     assert re.search(r"picture and parameters: ", done.stdout)
@@ -61,7 +52,4 @@ def test_one_epoch(tmp_path: Path) -> None:
 )
 def test_bad_options(options: list[str], text: str) -> None:
     """A bad option ends the program with one line that names it, and status 2."""
-    done = run(*options)
-    assert done.returncode == 2
-    assert f"capsule_routing.py: error: {text}" in done.stderr
-    assert "Traceback" not in done.stderr
+    assert_refused(NAME, options, text)
