@@ -6,9 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._functorch import config as functorch_config
 from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from purenn.transforms._program import called_by
 
 
 def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable[..., Any]:
@@ -27,11 +30,21 @@ def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable
     def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
         # On the CPU inductor would give convolutions a layout of their own, and everything between them slow loops.
         cpu = all(tensor.device.type == "cpu" for tensor in inputs)
-        with _cached(inputs) as examples:
+        with _cached(inputs) as examples, _backward_is_traced(graph, inputs):
             compiled: Any = inductor.compile(graph, examples, options={"layout_optimization": not cpu, **options})
         return compiled
 
     return compiler
+
+
+@contextlib.contextmanager
+def _backward_is_traced(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Iterator[None]:
+    # A backward graph that is found on disk names programs that only its trace writes.
+    if called_by(graph) and any(tensor.requires_grad for tensor in inputs):
+        with functorch_config.patch(enable_autograd_cache=False):
+            yield
+    else:
+        yield
 
 
 @contextlib.contextmanager
