@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent.parent
 @pytest.mark.slow
 def test_row_57_two_processes_equal_one(tmp_path: Path) -> None:
     """Under torchrun and alone the example gives the same parameters, in each of its ways, and learns."""
-    example = [str(ROOT / "examples" / "data_parallel.py"), "--steps", "10", "--out"]
+    example = [str(ROOT / "examples" / "data_parallel.py"), "--steps", "10", "--timeout", "4", "--out"]
     torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     commands = {"two": [*torchrun, *example, str(tmp_path / "two")], "one": [*example, str(tmp_path / "one")]}
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
