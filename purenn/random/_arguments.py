@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from operator import index
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -41,9 +41,14 @@ def check_key(key: Tensor) -> None:
 def check_shape(shape: Shape) -> tuple[int, ...]:
     """The shape as a tuple; an int is a shape of one dimension."""
     sizes = tuple(shape) if isinstance(shape, Sequence) else (shape,)
-    if not all(isinstance(size, int | torch.SymInt) and size >= 0 for size in sizes):
+    if not all(is_count(size) for size in sizes):
         raise ArgumentError(f"shape must be an int or a tuple of ints, each at least 0, not {shape!r}")
     return sizes
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is an int of at least 0; True and False are not."""
+    return isinstance(value, int | torch.SymInt) and not isinstance(value, bool) and bool(value >= 0)
 
 
 def check_float_dtype(dtype: torch.dtype) -> None:

@@ -7,8 +7,10 @@ which needs less time for few numbers, gives the bits that torch gives: everythi
 """
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, library
 
@@ -23,19 +25,22 @@ _BIT_LAYOUT = {
     _DOUBLE: (torch.float64, torch.int64, 52, 0x3FE6A09E667F3BCD, 0x3FF0000000000000),
 }
 
-# How many terms leave an error below a quarter of the dtype's rounding: of atanh(s)/s at its largest s, 3 - 2 sqrt 2,
-# and of cos(pi/2 t) and sin(pi/2 t)/t at t = 1.
-_SERIES_TERMS = {_SINGLE: (5, 7), _DOUBLE: (10, 11)}
+# Coefficients by size: numbers for torch, and arrays without dimensions, which cost numpy half as much.
+_Series: TypeAlias = dict[int, tuple[list[float], list[np.ndarray]]]
 
-_LOGARITHM = {size: [2 / (2 * k + 1) for k in range(terms)] for size, (terms, _) in _SERIES_TERMS.items()}
-_COSINE = {
-    size: [(-1) ** k * (math.pi / 2) ** (2 * k) / math.factorial(2 * k) for k in range(terms)]
-    for size, (_, terms) in _SERIES_TERMS.items()
-}
-_SINE = {
-    size: [(-1) ** k * (math.pi / 2) ** (2 * k + 1) / math.factorial(2 * k + 1) for k in range(terms)]
-    for size, (_, terms) in _SERIES_TERMS.items()
-}
+
+def _series(coefficient: Callable[[int], float], single_terms: int, double_terms: int) -> _Series:
+    floats = {
+        size: [coefficient(k) for k in range(n)] for size, n in ((_SINGLE, single_terms), (_DOUBLE, double_terms))
+    }
+    return {size: (terms, [np.array(term, f"f{size}") for term in terms]) for size, terms in floats.items()}
+
+
+# Of atanh(s)/s, of cos(pi/2 t) and of sin(pi/2 t)/t, in the square. So many terms leave an error below a quarter of the
+# dtype's rounding at the largest s, 3 - 2 sqrt 2, and at t = 1.
+_LOGARITHM = _series(lambda k: 2 / (2 * k + 1), 5, 10)
+_COSINE = _series(lambda k: (-1) ** k * (math.pi / 2) ** (2 * k) / math.factorial(2 * k), 7, 11)
+_SINE = _series(lambda k: (-1) ** k * (math.pi / 2) ** (2 * k + 1) / math.factorial(2 * k + 1), 7, 11)
 _HERON_STEPS = {_SINGLE: 3, _DOUBLE: 4}
 
 
@@ -59,7 +64,7 @@ def logarithm(x: Array, excess: Array | None = None) -> Array:
     if excess is not None:
         s = where(exponent == 0, excess, s)
     s /= mantissa + 1
-    result = _polynomial(s * s, _LOGARITHM[size])
+    result = _polynomial(s * s, _LOGARITHM)
     result *= s
     multiple = cast(exponent, dtype)
     multiple *= math.log(2)
@@ -87,9 +92,9 @@ def circle(turn: Array) -> tuple[Array, Array]:
 
     The series run over half the angle, where they are short; the double-angle formulas do the rest.
     """
-    square, size = turn * turn, turn.dtype.itemsize
-    cosine = _polynomial(square, _COSINE[size])
-    sine = _polynomial(square, _SINE[size])
+    square = turn * turn
+    cosine = _polynomial(square, _COSINE)
+    sine = _polynomial(square, _SINE)
     sine *= turn
     double_cosine = cosine * cosine
     double_cosine -= sine * sine
@@ -98,7 +103,9 @@ def circle(turn: Array) -> tuple[Array, Array]:
     return double_cosine, sine
 
 
-def _polynomial(x: Array, coefficients: list[float]) -> Array:
+def _polynomial(x: Array, series: _Series) -> Array:
+    numbers, arrays = series[x.dtype.itemsize]
+    coefficients: list[Any] = numbers if isinstance(x, Tensor) else arrays
     *lower, highest = coefficients
     # Multiplication and addition apart: a fused one would round differently where the hardware has it.
     result = x * highest

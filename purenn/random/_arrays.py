@@ -1,5 +1,6 @@
 """What torch and numpy name differently, so that the arithmetic of draws is written once for both."""
 
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -37,6 +38,19 @@ def halves(words: Array) -> tuple[Array, Array]:
     """The even words (0 and 2) and the odd ones (1 and 3) of all four, or the first and the last half of numbers."""
     middle = len(words) // 2
     return words[:middle], words[middle:]
+
+
+def by_keys(parts: Sequence[Array]) -> Array:
+    """Numbers of blocks in parts [k, keys, blocks], in one array [keys, all k, blocks]."""
+    turned: list[Any] = [part.swapaxes(0, 1) for part in parts]
+    keys, _, blocks = turned[0].shape
+    if len(turned) == 1 and keys == 1:
+        return turned[0]
+    if isinstance(parts[0], Tensor):
+        return torch.cat(turned, 1)
+    # By itself numpy would keep the order in which the parts lie.
+    count = sum(len(part) for part in parts)
+    return np.concatenate(turned, 1, out=np.empty((keys, count, blocks), parts[0].dtype))
 
 
 def in_torch(x: Tensor | np.ndarray) -> Tensor:

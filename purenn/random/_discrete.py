@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError
-from purenn.random._arguments import Shape, check_float_dtype, check_key, check_same_device, check_shape
+from purenn.random._arguments import Shape, check_float_dtype, check_key, check_same_device, check_shape, is_count
 from purenn.random._arrays import Array, halves
 from purenn.random._draws import draw
 from purenn.random._words import compute_dtype, gumbel_floats
@@ -33,7 +33,7 @@ def permutation(key: Tensor, x: int | Tensor) -> Tensor:
             raise ArgumentError("x must be an int or a tensor with at least one dimension, not a tensor without any")
         check_same_device(key, "x", x)
         count = x.shape[0]
-    elif isinstance(x, int | torch.SymInt) and x >= 0:
+    elif is_count(x):
         count = x
     else:
         raise ArgumentError(f"x must be an int of at least 0 or a tensor to shuffle, not {x!r}")
@@ -73,7 +73,7 @@ def categorical(key: Tensor, logits: Tensor, *, shape: Shape | None = None, dim:
         raise ArgumentError("logits must be a tensor with at least one dimension, the categories")
     check_float_dtype(logits.dtype)
     check_same_device(key, "logits", logits)
-    if not -logits.dim() <= dim < logits.dim():
+    if not isinstance(dim, int) or isinstance(dim, bool) or not -logits.dim() <= dim < logits.dim():
         raise ArgumentError(f"dim must be a dimension of logits, which has {logits.dim()}, not {dim!r}")
     logits = logits.movedim(dim, -1)
     *batch, categories = logits.shape

@@ -11,8 +11,8 @@ from purenn.random._arrays import Array
 from purenn.random._generate import Convert, generate
 from purenn.random._strict import record_use
 from purenn.random._words import (
+    FARTHEST_BOUND,
     compute_dtype,
-    normal_distribution,
     normal_floats,
     truncated_normal_floats,
     uniform_floats,
@@ -55,12 +55,18 @@ def uniform(
 
     Raises:
         ArgumentError: When `key` is not a key, `shape` not a shape, `dtype` not one of those, or unless low <= high,
-            both finite.
+            both finite in that dtype, and ``high - low`` in the one that it is computed in.
     """
     check_float_dtype(dtype)
-    bounds = (low, high)
-    if not (all(isinstance(bound, int | float) and math.isfinite(bound) for bound in bounds) and low <= high):
+    are_numbers = isinstance(low, int | float) and isinstance(high, int | float)
+    if not (are_numbers and -math.inf < low <= high < math.inf):
         raise ArgumentError(f"low and high must be finite numbers, low <= high, not low={low!r} and high={high!r}")
+    largest = torch.finfo(dtype).max
+    if low < -largest or high > largest or high - low > torch.finfo(compute_dtype(dtype)).max:
+        raise ArgumentError(
+            f"low={low!r} and high={high!r} are too far out for {dtype}, whose largest number is {largest!r}; "
+            "choose a longer dtype or nearer bounds"
+        )
 
     def convert(words: Array) -> tuple[Array]:
         numbers = uniform_floats(words, dtype)
@@ -127,11 +133,10 @@ def truncated_normal(
     check_float_dtype(dtype)
     if not (isinstance(lower, int | float) and isinstance(upper, int | float) and lower < upper):
         raise ArgumentError(f"lower and upper must be numbers, lower < upper, not lower={lower!r} and upper={upper!r}")
-    nearer = max(lower, -upper)
-    if normal_distribution(-nearer) == 0:
+    if max(lower, -upper) > FARTHEST_BOUND:
         raise ArgumentError(
             f"lower={lower!r} and upper={upper!r} lie where the normal distribution has no weight left in float64; "
-            "choose bounds of which one is within 38 of the mean"
+            f"choose bounds of which one is within {FARTHEST_BOUND} of the mean"
         )
     return draw(
         key,
@@ -169,11 +174,13 @@ def bernoulli(key: Tensor, shape: Shape, *, p: float | Tensor = 0.5) -> Tensor:
 
 
 def draw(key: Tensor, shape: Shape, convert: Convert, *, per_block: int, dtype: torch.dtype) -> Tensor:
-    """Check, note the key's use and generate: what every draw does."""
+    """Check, generate and note the key's use: what every draw does."""
     check_key(key)
     sizes = check_shape(shape)
+    numbers = generate(key, sizes, convert, per_block=per_block, dtype=dtype)
+    # A call that was refused is no use.
     record_use(key)
-    return generate(key, sizes, convert, per_block=per_block, dtype=dtype)
+    return numbers
 
 
 def _bernoulli_of_tensor(key: Tensor, shape: Shape, p: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from purenn._modes import is_plain, is_traced
 from purenn.errors import ArgumentError
-from purenn.random._arrays import in_torch
+from purenn.random._arrays import by_keys, in_torch
 from purenn.random._levels import at_once_on_cpu
 from purenn.random._philox import WORD_MASK, block_numbers, philox
 from purenn.random._philox_in_place import philox_passes, philox_rows
@@ -62,7 +62,7 @@ def generate(key: Tensor, sizes: tuple[int, ...], convert: Convert, *, per_block
     """
     count = math.prod(sizes)
     if count == 0:
-        return torch.empty(sizes, dtype=dtype, device=key.device)
+        return key.new_empty(sizes, dtype=dtype)
     blocks = -(-count // per_block)
     if blocks > WORD_MASK:
         raise ArgumentError(
@@ -97,8 +97,9 @@ def _in_passes(
     """The same numbers from words in passes; `planes` is the shape [keys, numbers a block, blocks]."""
     result = None
     for keys, blocks, words in passes:
-        parts = [in_torch(part) for part in convert(words)]
-        numbers = (parts[0] if len(parts) == 1 else torch.cat(parts)).to(dtype).transpose(0, 1)
+        numbers = in_torch(by_keys(convert(words)))
+        if numbers.dtype != dtype:
+            numbers = numbers.to(dtype)
         if numbers.shape == planes:
             result = numbers
         else:

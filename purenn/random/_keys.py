@@ -11,14 +11,15 @@ from torch import Tensor
 
 from purenn._modes import is_plain, is_traced
 from purenn.errors import ArgumentError
-from purenn.random._arguments import check_key, two_words
+from purenn.random._arguments import check_key, is_count, two_words
 from purenn.random._generate import Domain
 from purenn.random._levels import at_once_on_cpu
 from purenn.random._philox import WORD_MASK, Word, block_numbers, philox
 from purenn.random._philox_in_place import philox_rows
 from purenn.random._strict import record_fold, record_use
 
-_INTEGER_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_UNSIGNED = (torch.uint8, torch.uint16, torch.uint32, torch.uint64)
+_INTEGER_DTYPES = (*_UNSIGNED, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def key(seed: int, device: torch.device | str | None = None) -> Tensor:
@@ -64,7 +65,7 @@ def split(key: Tensor, n: int = 2) -> Tensor:
         [(2,), (2,)]
     """
     check_key(key)
-    if not isinstance(n, int | torch.SymInt) or n < 0:
+    if not is_count(n):
         raise ArgumentError(f"n must be the number of keys, an int of at least 0, not {n!r}")
     record_use(key)
     blocks = (n + 1) // 2
@@ -72,7 +73,8 @@ def split(key: Tensor, n: int = 2) -> Tensor:
 
         def compute(keys: np.ndarray) -> Tensor:
             words = philox_rows(keys, blocks, 0, 0, Domain.SPLIT)[[0, 2, 1, 3]]
-            return torch.from_numpy(words.transpose(1, 2, 0).reshape(len(keys), 2 * blocks, 2)[:, :n])
+            children = words.transpose(1, 2, 0).reshape(len(keys), 2 * blocks, 2)[:, :n]
+            return torch.from_numpy(np.ascontiguousarray(children))
 
         children = at_once_on_cpu(key, compute, (n, 2))
         if children is not None:

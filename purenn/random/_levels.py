@@ -45,7 +45,7 @@ def at_once_on_cpu(key: Tensor, compute: Callable[[np.ndarray], Tensor], sizes: 
     if peek_interpreter_stack() is None:
         return compute(keys.numpy().reshape(1, 2)).view(sizes)
     with temporarily_clear_interpreter_stack():
-        result = compute(keys.numpy().reshape(-1, 2)).reshape(*keys.shape[:-1], *sizes)
+        result = compute(keys.numpy().reshape(-1, 2)).reshape((*keys.shape[:-1], *sizes))
     for level in levels:
         result = _add_batch_dim(result, 0, level)
     return result

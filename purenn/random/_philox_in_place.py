@@ -4,7 +4,7 @@ On the CPU it runs in numpy, whose calls cost a quarter of torch's: that counts 
 numbers. It is for plain tensors on little-endian machines only: in-place writes of batched values fail under `vmap`.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ _BLOCKS_PER_PASS = 2**21
 # An array operand costs less than a python number. The tensors stay on the CPU whatever the default device is.
 _ARRAYS = tuple(np.array(value, np.uint64) for value in (*MULTIPLIERS, WORD_MASK))
 _TENSORS = tuple(torch.tensor(value, device="cpu") for value in (*MULTIPLIERS, WORD_MASK))
-_STEPS = np.arange(ROUNDS, dtype=np.uint32)[:, None, None, None] * np.array(KEY_STEPS, np.uint32)[:, None, None]
+_STEPS = np.arange(ROUNDS, dtype=np.uint64)[:, None, None] * np.array(KEY_STEPS, np.uint64)[:, None]
 
 # Where the words of a counter lie at first: each round a row takes the part before its own, and after ten rounds the
 # rows hold words 0, 2, 1, 3 in this order.
@@ -45,12 +45,12 @@ def philox_rows(keys: np.ndarray, blocks: int, first: int, second: int, domain: 
     if len(keys) * blocks <= _FEW_BLOCKS:
         few = [philox((first + block, second, 0, domain), key) for key in keys.tolist() for block in range(blocks)]
         return np.array(few, np.int64).reshape(-1, 4).T[[0, 2, 1, 3]].reshape(4, len(keys), blocks)
-    words = np.empty((4, len(keys), blocks), np.uint64)
-    for row, word in zip(_FIRST_ROWS, (np.arange(first, first + blocks), second, 0, domain), strict=True):
-        words[row] = word
-    # In 32 bits sums of keys and steps are what they should be modulo 2^32.
-    round_keys = (keys.astype(np.uint32).T[..., None] + _STEPS).astype(np.uint64)
-    _run_rounds(words, words.reshape(4, -1).view(np.uint32), round_keys, _ARRAYS)
+    words = np.zeros((4, len(keys), blocks), np.uint64)
+    row0, row1, _, row3 = _FIRST_ROWS
+    words[row0] = np.arange(first, first + blocks, dtype=np.uint64)
+    words[row1] = second
+    words[row3] = domain
+    _run_rounds(words, words.reshape(4, -1).view(np.uint32), _round_keys(keys), _ARRAYS)
     return words.view(np.int64)
 
 
@@ -73,11 +73,21 @@ def philox_passes(key: Tensor, domain: int, blocks: int) -> Iterator[tuple[slice
         yield slice(start, start + len(numbers)), words
 
 
+def _round_keys(keys: np.ndarray) -> Iterable[Sequence[np.ndarray]]:
+    """The two words of each round, which broadcast against [keys, blocks]; what passes 32 bits is masked away later."""
+    round_keys = keys.T.astype(np.uint64, order="C") + _STEPS
+    if len(keys) == 1:
+        # Arrays without dimensions cost numpy half as much.
+        return [(words[0, 0, ...], words[1, 0, ...]) for words in round_keys]
+    return round_keys[..., None]
+
+
 def _run_rounds(words: Array, halves: Array, round_keys: Iterable, constants: tuple[Array, ...]) -> None:
     """Ten rounds in place; `halves` are the words seen as 32-bit halves, ``[4, ...]``."""
     first, second, mask = constants
     low_halves, high_halves = halves[:, :-1], halves[:, 1:]
     row0, row1, row2, row3 = [(words[row], low_halves[row], high_halves[row]) for row in _FIRST_ROWS]
+    even, odd = words[:2], words[2:]
     for key0, key1 in round_keys:
         (word0, _, high0), (word1, low1, _), (word2, _, high2), (word3, low3, _) = row0, row1, row2, row3
         word0 *= first
@@ -86,10 +96,9 @@ def _run_rounds(words: Array, halves: Array, round_keys: Iterable, constants: tu
         # shift of its own. What lands in the other halves is masked away.
         low1 ^= high2
         word1 ^= key0
-        word1 &= mask
         low3 ^= high0
         word3 ^= key1
-        word3 &= mask
+        odd &= mask
         row0, row1, row2, row3 = row1, row2, row3, row0
-    odd = words[2:]
+        even, odd = odd, even
     odd &= mask

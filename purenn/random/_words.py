@@ -12,6 +12,12 @@ from purenn.random._arrays import Array, at_most, cast, halves, in_torch
 SIGNIFICANT_BITS = {torch.float64: 53, torch.float32: 24, torch.float16: 11, torch.bfloat16: 8}
 
 
+# In standard deviations: farther out the normal distribution has too little weight for float64 to tell numbers apart.
+FARTHEST_BOUND = 38
+# The probabilities nearest to 0 and 1.
+_FIRST_PROBABILITY, _LAST_PROBABILITY = math.nextafter(0, 1), math.nextafter(1, 0)
+
+
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """Where a draw computes: short floats in float32, rounded once at the end, so that every backend rounds alike."""
     return torch.float64 if dtype == torch.float64 else torch.float32
@@ -72,7 +78,9 @@ def truncated_normal_floats(words: Array, lower: float, upper: float) -> Tensor:
     mirrored = lower > 0
     start, stop = (normal_distribution(bound) for bound in ((-upper, -lower) if mirrored else (lower, upper)))
     unit = in_torch(open_unit_floats(words, torch.float64))
-    numbers = torch.special.ndtri(unit.mul_(stop - start).add_(start))
+    # Rounding may give 0 or 1, whose inverses are infinite.
+    probability = unit.mul_(stop - start).add_(start).clamp(_FIRST_PROBABILITY, _LAST_PROBABILITY)
+    numbers = torch.special.ndtri(probability)
     return (numbers.neg_() if mirrored else numbers).clamp(lower, upper)
 
 

@@ -79,11 +79,29 @@ def test_vmap_is_the_loop(draw, n, device):
     assert torch.equal(nested, want.unflatten(0, (2, 2)).transpose(0, 1))
 
 
+def test_empty_draws_under_vmap(draw, device):
+    """No numbers for each of some keys: the batch dimension comes out where it is asked for."""
+    keys = pn.random.split(pn.random.key(1, device), KEYS)
+    empty = torch.vmap(lambda key: draw(key, 0), out_dims=1)(keys)
+    assert (tuple(empty.shape), empty.dtype) == ((0, KEYS), draw(keys[0], 0).dtype)
+
+
 def test_vmap_over_data_shares_the_draw(draw, device):
     """A key that is not batched gives every example the same numbers."""
     key = pn.random.key(1, device)
     shared = torch.vmap(lambda x: draw(key, 70) + 0 * x.to(torch.int64))(torch.arange(3, device=device))
     assert torch.equal(shared, draw(key, 70).expand(3, -1) + torch.zeros((), dtype=torch.int64, device=device))
+
+
+def test_single_numbers_within_transformations(draw, device):
+    """A draw of shape () is itself within a gradient, a jvp, and a vmap that does not map its key."""
+    key = pn.random.key(1, device)
+    n = 1 if draw is pn.random.permutation else ()
+    want, one = draw(key, n).double(), torch.ones((), dtype=torch.float64, device=device)
+    assert torch.equal(torch.func.grad(lambda x: (x * draw(key, n)).sum())(one), want.sum())
+    assert torch.equal(torch.func.jvp(lambda x: x * draw(key, n).double(), (one,), (one,))[1], want)
+    mapped = torch.vmap(lambda x: x * draw(key, n).double())(one.expand(3))
+    assert torch.equal(mapped, want.expand(3, *want.shape))
 
 
 @pytest.mark.parametrize("n", SIZES)
@@ -219,6 +237,16 @@ def test_truncated_normal_keeps_its_bounds(lower, upper, dtype, device):
     assert len(numbers.unique()) > 3
 
 
+def test_truncated_normal_at_its_farthest_bound(device):
+    """At 38 standard deviations numbers are still finite and differ."""
+    for lower, upper in ((38, math.inf), (-math.inf, -38.0)):
+        numbers = pn.random.truncated_normal(
+            pn.random.key(0, device), 500, lower=lower, upper=upper, dtype=torch.float64
+        )
+        assert bool(((numbers.abs() >= 38) & (numbers.abs() < 38.5)).all())
+        assert len(numbers.unique()) > 450
+
+
 def test_bernoulli_certainties(device):
     """Probability 0 is never, 1 is always, as a number and in a tensor; NaN is never."""
     key = pn.random.key(0, device)
@@ -298,6 +326,10 @@ KEY = pn.random.key(0)
             "shape must be an int or a tuple of ints, each at least 0, not (2, 1.5)",
         ),
         (
+            lambda: pn.random.bits(KEY, True),
+            "shape must be an int or a tuple of ints, each at least 0, not True",
+        ),
+        (
             lambda: pn.random.bits(pn.random.key(0, "meta"), (2**20, 2**20)),
             "shape asks for 1099511627776 numbers, but one key draws at most 17179869180 at once; split the key and "
             "draw in parts",
@@ -315,6 +347,16 @@ KEY = pn.random.key(0)
             "low and high must be finite numbers, low <= high, not low=0.0 and high=inf",
         ),
         (
+            lambda: pn.random.uniform(KEY, 3, high=1e5, dtype=torch.float16),
+            "low=0.0 and high=100000.0 are too far out for torch.float16, whose largest number is 65504.0; choose a "
+            "longer dtype or nearer bounds",
+        ),
+        (
+            lambda: pn.random.uniform(KEY, 3, low=-1.5e308, high=1.5e308, dtype=torch.float64),
+            "low=-1.5e+308 and high=1.5e+308 are too far out for torch.float64, whose largest number is "
+            "1.7976931348623157e+308; choose a longer dtype or nearer bounds",
+        ),
+        (
             lambda: pn.random.truncated_normal(KEY, 3, lower=1.0, upper=1.0),
             "lower and upper must be numbers, lower < upper, not lower=1.0 and upper=1.0",
         ),
@@ -322,6 +364,11 @@ KEY = pn.random.key(0)
             lambda: pn.random.truncated_normal(KEY, 3, lower=-50.0, upper=-40.0),
             "lower=-50.0 and upper=-40.0 lie where the normal distribution has no weight left in float64; choose "
             "bounds of which one is within 38 of the mean",
+        ),
+        (
+            lambda: pn.random.truncated_normal(KEY, 3, lower=38.25, upper=math.inf),
+            "lower=38.25 and upper=inf lie where the normal distribution has no weight left in float64; choose bounds "
+            "of which one is within 38 of the mean",
         ),
         (
             lambda: pn.random.bernoulli(KEY, 3, p=1.5),
@@ -348,6 +395,10 @@ KEY = pn.random.key(0)
             "x must be an int of at least 0 or a tensor to shuffle, not -2",
         ),
         (
+            lambda: pn.random.permutation(KEY, True),
+            "x must be an int of at least 0 or a tensor to shuffle, not True",
+        ),
+        (
             lambda: pn.random.permutation(KEY, torch.tensor(4)),
             "x must be an int or a tensor with at least one dimension, not a tensor without any",
         ),
@@ -358,6 +409,10 @@ KEY = pn.random.key(0)
         (
             lambda: pn.random.categorical(KEY, torch.zeros(3, 2), dim=2),
             "dim must be a dimension of logits, which has 2, not 2",
+        ),
+        (
+            lambda: pn.random.categorical(KEY, torch.zeros(3, 2), dim=None),
+            "dim must be a dimension of logits, which has 2, not None",
         ),
         (
             lambda: pn.random.categorical(KEY, torch.zeros(3, 0)),

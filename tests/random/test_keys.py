@@ -87,6 +87,17 @@ def test_fold_in_takes_integers_and_tensors_alike(seed, data):
     assert torch.equal(pn.random.fold_in(key, data), pn.random.fold_in(key, torch.tensor(data)))
 
 
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.uint32, torch.uint64, torch.int8])
+def test_fold_in_takes_every_integer_dtype(dtype, device):
+    """A tensor's largest integer is that integer, in every dtype, batched and traced too."""
+    key, largest = pn.random.key(0, device), torch.iinfo(dtype).max
+    data = torch.tensor(largest, dtype=dtype, device=device)
+    want = pn.random.fold_in(key, largest)
+    assert torch.equal(pn.random.fold_in(key, data), want)
+    assert torch.equal(torch.vmap(lambda data: pn.random.fold_in(key, data))(data.expand(2)), want.expand(2, 2))
+    assert torch.equal(make_fx(pn.random.fold_in, tracing_mode="fake")(key, data)(key, data), want)
+
+
 def test_fold_in_uses_all_64_bits():
     """Data that differ in the high word give different keys."""
     key = pn.random.key(0)
@@ -101,6 +112,7 @@ def test_split_and_fold_under_vmap(in_dim, device):
     for n in (1, 3, 40):
         split = torch.vmap(lambda key, n=n: pn.random.split(key, n), in_dims=in_dim)(batch)
         assert torch.equal(split, torch.stack([pn.random.split(key, n) for key in keys]))
+        assert split.is_contiguous()
     both = torch.vmap(pn.random.fold_in, in_dims=(in_dim, 0))(batch, data)
     assert torch.equal(
         both, torch.stack([pn.random.fold_in(key, step) for key, step in zip(keys, data.tolist(), strict=True)])
@@ -157,6 +169,10 @@ def test_split_and_fold_when_traced(device):
         (
             lambda: pn.random.split(pn.random.key(0), -1),
             "n must be the number of keys, an int of at least 0, not -1",
+        ),
+        (
+            lambda: pn.random.split(pn.random.key(0), True),
+            "n must be the number of keys, an int of at least 0, not True",
         ),
         (
             lambda: pn.random.split(pn.random.key(0), 2.0),

@@ -9,7 +9,7 @@ import torch
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import purenn as pn
-from purenn.errors import KeyReuseError
+from purenn.errors import ArgumentError, KeyReuseError
 
 
 def line() -> int:
@@ -69,6 +69,25 @@ def test_same_data_twice_raises(device):
             pn.random.fold_in(key, torch.tensor(3))
         second = line() - 1
     assert str(caught.value) == message(first, second)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        lambda key: pn.random.bits(key, -1),
+        lambda key: pn.random.bits(key, 2**40),
+        lambda key: pn.random.split(key, -1),
+        lambda key: pn.random.categorical(key, torch.zeros(2, 3), shape=3),
+        lambda key: pn.random.bernoulli(key, 3, p=torch.ones(2)),
+    ],
+)
+def test_refused_call_is_no_use(refused):
+    """A call that raises for its arguments leaves the key to be used."""
+    key = pn.random.key(0)
+    with pn.random.strict():
+        with pytest.raises(ArgumentError):
+            refused(key)
+        pn.random.normal(key, 2)
 
 
 def test_guard_ends_with_its_block():
