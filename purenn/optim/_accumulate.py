@@ -7,7 +7,7 @@ from torch import Tensor
 
 from purenn.errors import ArgumentError
 from purenn.optim._hyperparameters import as_number
-from purenn.optim._transformation import GradientTransformation, zeros_like
+from purenn.optim._transformation import GradientTransformation, apply_updates, in_dtype, with_state, zeros_like
 from purenn.tree import container
 from purenn.tree import map as tree_map
 
@@ -44,7 +44,7 @@ def accumulate(optimizer: GradientTransformation, every: int) -> GradientTransfo
         return AccumulateState(torch.zeros((), dtype=torch.int64), zeros_like(params), optimizer.init(params))
 
     def added(grads: Any, state: AccumulateState) -> Any:
-        return tree_map(lambda mean, g: mean + g / every, state.mean, grads)
+        return tree_map(lambda mean, g: in_dtype(mean.dtype, mean + g / every), state.mean, grads)
 
     def update(grads: Any, state: AccumulateState, params: Any) -> tuple[Any, AccumulateState]:
         mean, done = added(grads, state), as_number(state.count)
@@ -67,7 +67,7 @@ def accumulate(optimizer: GradientTransformation, every: int) -> GradientTransfo
         done = as_number(state.count)
         if isinstance(done, Tensor):
             updates, state = update(grads, state, params)
-            return tree_map(torch.add, params, updates), state
+            return apply_updates(params, updates), state
         mean = added(grads, state)
         if done + 1 < every:
             return params, AccumulateState(state.count + 1, mean, state.inner)
@@ -75,7 +75,7 @@ def accumulate(optimizer: GradientTransformation, every: int) -> GradientTransfo
         nothing = tree_map(torch.zeros_like, mean)
         return params, AccumulateState(torch.zeros_like(state.count), nothing, inner)
 
-    return GradientTransformation(init, update, step)
+    return with_state("accumulate", AccumulateState, init, update, step)
 
 
 def either(condition: Tensor, yes: Any, no: Any) -> Any:

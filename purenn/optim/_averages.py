@@ -8,7 +8,7 @@ from torch import Tensor
 from purenn.errors import ArgumentError
 from purenn.optim._accumulate import either
 from purenn.optim._hyperparameters import Hyperparameter, as_number, require_fraction
-from purenn.optim._transformation import GradientTransformation, apply_updates
+from purenn.optim._transformation import GradientTransformation, apply_updates, with_state
 from purenn.tree import container, partition
 from purenn.tree import map as tree_map
 
@@ -66,7 +66,7 @@ def ema(optimizer: GradientTransformation, decay: Hyperparameter) -> GradientTra
         params, inner = optimizer.step(params, grads, state.inner, donate=donate)
         return params, following(state, params, inner)
 
-    return GradientTransformation(init, update, step)
+    return with_state("ema", EmaState, init, update, step)
 
 
 @container
@@ -133,10 +133,11 @@ def lookahead(
     def update(grads: Any, state: LookaheadState, params: Any) -> tuple[Any, LookaheadState]:
         updates, inner = optimizer.update(grads, state.inner, params)
         new, state = following(apply_updates(params, updates), state, inner)
-        return tree_map(lambda _, after, before: after - before, updates, new, params), state
+        # Also leaves without a gradient go back.
+        return tree_map(lambda _, after, before: after - before, state.slow, new, params), state
 
     def step(params: Any, grads: Any, state: LookaheadState, donate: bool) -> tuple[Any, LookaheadState]:
         params, inner = optimizer.step(params, grads, state.inner, donate=donate)
         return following(params, state, inner)
 
-    return GradientTransformation(init, update, step)
+    return with_state("lookahead", LookaheadState, init, update, step)

@@ -3,7 +3,7 @@
 from typing import Any
 
 from purenn.errors import ArgumentError
-from purenn.optim._transformation import GradientTransformation
+from purenn.optim._transformation import GradientTransformation, with_state
 from purenn.tree import container
 
 
@@ -54,4 +54,4 @@ def chain(*transforms: GradientTransformation) -> GradientTransformation:
         params, inner = last.step(params, grads, state.states[-1], donate=donate)
         return params, ChainState((*states, inner))
 
-    return GradientTransformation(init, update, step)
+    return with_state("chain", ChainState, init, update, step)

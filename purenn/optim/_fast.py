@@ -4,9 +4,13 @@ For small models the work around the kernels is what takes the time. So what has
 state is remembered with the state that a step returns: of the next step only the gradients are new.
 """
 
+import itertools
+import operator
 import weakref
-from typing import TYPE_CHECKING, Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+import optree
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -37,6 +41,8 @@ class _Known(NamedTuple):
         dtype: that of all these leaves if one kernel takes them as they are (see `run`), otherwise None.
         buffers: for the parameters and each slot the buffers in which the leaves lie, None if they are not contiguous.
         kinds: if they are, dtype, device and shape of each parameter.
+        fixed: whether the trees cannot change, having no dicts and lists in them.
+        written: the storages that a donated step writes to, None if it has not been asked yet.
     """
 
     params: "weakref.ref[Any] | None"
@@ -44,11 +50,24 @@ class _Known(NamedTuple):
     aligned: Aligned
     dtype: torch.dtype | None
     buffers: Columns | None
-    kinds: list[Any]
+    kinds: tuple[Any, ...]
+    fixed: bool
+    written: frozenset[int] | None = None
 
 
 # What a kernel takes on every device.
 REAL = (torch.float32, torch.float64)
+
+# Nodes that can be given other children.
+CHANGEABLE = (
+    optree.PyTreeKind.DICT,
+    optree.PyTreeKind.ORDEREDDICT,
+    optree.PyTreeKind.DEFAULTDICT,
+    optree.PyTreeKind.LIST,
+    optree.PyTreeKind.DEQUE,
+)
+
+T = TypeVar("T")
 
 _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -67,9 +86,9 @@ def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -
     if values is None:
         return None
     known = _recall(rule, params, state)
-    joined = _joined(known, grads)
-    if donate and joined is not None:
-        _write(rule, joined, state, values, known is not None and known.dtype is not None)
+    joined = _joined(known, params, grads)
+    if donate and known is not None and joined is not None:
+        _write(rule, _apart(joined, known.written or _storages(joined)), state, values, known.dtype is not None)
         return params, state
     found = None if known is None else known.aligned.with_gradients(grads)
     if found is None:
@@ -82,15 +101,15 @@ def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -
     columns = found.columns if buffers is None else buffers
     alike = known.dtype is not None and {leaf.dtype for leaf in found.columns[1]} <= {known.dtype}
     if donate:
-        _write(rule, columns, state, values, alike)
-        _remember(params, state, known)
+        written = known.written or _storages(columns)
+        _write(rule, _apart(columns, written), state, values, alike)
+        _remember(params, state, known._replace(written=written))
         return params, state
     with torch.no_grad():
         new = run(rule, columns, int(state.count) + 1, values, donate=False, alike=alike)
     leaves = new
     if buffers is not None:
-        old = [found.columns[0], *found.columns[2:]]
-        leaves = [views_like(column, like) for column, like in zip(new, old, strict=True)]
+        leaves = [views_like(column, like) for column, like in zip(new, _own(found.columns), strict=True)]
     result = found.with_results(leaves)
     params = result.tree(0)
     trees = [result.tree(number) for number in range(2, len(result.leaves))]
@@ -99,7 +118,8 @@ def fast_step(rule: "Rule", params: Any, grads: Any, state: Any, donate: bool) -
     if buffers is not None:
         for tree, column, joined in zip((params, *trees), leaves, new, strict=True):
             remember(tree, Storage(column, joined, known.kinds))
-    _remember(params, state, known._replace(aligned=result, buffers=None if buffers is None else new))
+    buffers = None if buffers is None else new
+    _remember(params, state, known._replace(aligned=result, buffers=buffers, written=None))
     return params, state
 
 
@@ -130,33 +150,42 @@ def _fits(rule: "Rule", found: Aligned, donate: bool, known: bool) -> bool:
 
 
 def _examined(rule: "Rule", found: Aligned) -> _Known:
-    columns = [found.columns[0], *found.columns[2:]]
+    columns = _own(found.columns)
     leaves = [leaf for column in columns for leaf in column]
     dtypes = {leaf.dtype for leaf in leaves} if rule.elementwise else set()
     dtype = dtypes.pop() if len(dtypes) == 1 else None
     if dtype not in REAL or not all([leaf.is_cpu and leaf.is_contiguous() for leaf in leaves]):  # noqa: C419
         dtype = None
-    buffers, kinds = _all_buffers(columns) if rule.elementwise else (None, [])
+    buffers, kinds = _all_buffers(columns) if rule.elementwise else (None, ())
+    fixed = all(map(_is_fixed, _own(found.specs)))
     # The gradients are not kept alive.
-    return _Known(None, (rule.slots, rule.elementwise), found.with_results(columns), dtype, buffers, kinds)
+    return _Known(None, (rule.slots, rule.elementwise), found.with_results(columns), dtype, buffers, kinds, fixed)
 
 
-def _all_buffers(columns: Columns) -> tuple[Columns | None, list[Any]]:
+def _is_fixed(spec: optree.PyTreeSpec) -> bool:
+    return spec.kind not in CHANGEABLE and all(map(_is_fixed, spec.children()))
+
+
+def _all_buffers(columns: Columns) -> tuple[Columns | None, tuple[Any, ...]]:
     # The buffers of all columns if all are contiguous in the same way.
     found = []
     for column in columns:
         buffers = segments(column)
         if buffers is None:
-            return None, []
+            return None, ()
         found.append(buffers)
     kinds = [kinds_of(column) for column in columns]
-    return (found, kinds[0]) if all(kind == kinds[0] for kind in kinds) else (None, [])
+    return (found, kinds[0]) if all(kind == kinds[0] for kind in kinds) else (None, ())
 
 
-def _joined(known: _Known | None, grads: Any) -> Columns | None:
+def _joined(known: _Known | None, params: Any, grads: Any) -> Columns | None:
     # The buffers of all columns if it is remembered of the gradients that they are contiguous as well.
-    flat = None if known is None or known.buffers is None else storage_of(grads)
-    if known is None or known.buffers is None or flat is None or flat.shapes != known.kinds:
+    if known is None or known.buffers is None or not known.fixed or type(grads) is not type(params):
+        return None
+    flat = storage_of(grads)
+    if flat is None or (flat.shapes is not known.kinds and flat.shapes != known.kinds):
+        return None
+    if torch.is_grad_enabled() and any([buffer.requires_grad for buffer in flat.buffers]):  # noqa: C419
         return None
     return [known.buffers[0], flat.buffers, *known.buffers[1:]]
 
@@ -175,11 +204,28 @@ def _recall(rule: "Rule", params: Any, state: Any) -> _Known | None:
     known = _KNOWN.get(state)
     if known is None or known.params is None or known.params() is not params:
         return None
-    return known if known.rule == (rule.slots, rule.elementwise) else None
+    if known.rule != (rule.slots, rule.elementwise):
+        return None
+    return known if known.fixed or _is_unchanged(rule, known.aligned, params, state) else None
+
+
+def _is_unchanged(rule: "Rule", found: Aligned, params: Any, state: Any) -> bool:
+    # Whether trees with dicts and lists in them have the leaves that they had.
+    trees = [params, *rule.slots_of(state)]
+    for tree, old, spec in zip(trees, _own(found.leaves), _own(found.specs), strict=True):
+        leaves, now = optree.tree_flatten(tree)
+        if now != spec or not all(map(operator.is_, leaves, old)):
+            return False
+    return True
+
+
+def _own(columns: Sequence[T]) -> list[T]:
+    # What belongs to the parameters and the state, without the gradients.
+    return [columns[0], *columns[2:]]
 
 
 def _remember(params: Any, state: Any, known: _Known) -> None:
-    if is_container(params):  # which cannot change
+    if is_container(params):  # whose own children cannot change
         _KNOWN[state] = known._replace(params=weakref.ref(params))
 
 
@@ -203,11 +249,33 @@ def _refuse_donation(rule: "Rule", found: Aligned) -> None:
 
 
 def _require_distinct(rule: "Rule", found: Aligned) -> None:
-    for column in (found.columns[0], *found.columns[2:]):
-        seen: dict[int, str] = {}
-        for path, leaf in zip(found.paths(), column, strict=True):
-            if leaf.numel() and seen.setdefault(leaf.data_ptr(), path) != path:
+    for column in _own(found.columns):
+        places = sorted([(leaf.data_ptr(), number) for number, leaf in enumerate(column) if leaf.numel()])
+        for (start, one), (following, other) in itertools.pairwise(places):
+            first = column[one]
+            if following == start or (following < start + first.nbytes and first.is_contiguous()):
+                paths = found.paths()
                 raise ArgumentError(
-                    f"{rule.name}: {quoted(seen[leaf.data_ptr()])} and {quoted(path)} share their storage, so it "
-                    f"cannot be donated: tie them with pn.tree.tie, or leave donate=True out."
+                    f"{rule.name}: {quoted(paths[one])} and {quoted(paths[other])} share their storage, so it cannot "
+                    f"be donated: tie them with pn.tree.tie, or leave donate=True out."
                 )
+        for number, leaf in enumerate(column):
+            if not leaf.is_contiguous() and any(s == 0 < n - 1 for s, n in zip(leaf.stride(), leaf.shape, strict=True)):
+                raise ArgumentError(
+                    f"{rule.name}: elements of {quoted(found.paths()[number])} share their place in memory (expand), "
+                    f"so it cannot be donated: clone it, or leave donate=True out."
+                )
+
+
+def _storages(columns: Columns) -> frozenset[int]:
+    # Where a donated step writes.
+    return frozenset([leaf.untyped_storage()._cdata for column in _own(columns) for leaf in column])
+
+
+def _apart(columns: Columns, written: frozenset[int]) -> Columns:
+    # With copies of the gradients that the step would write over while it still reads them.
+    gradients = columns[1]
+    if written.isdisjoint([g.untyped_storage()._cdata for g in gradients]):
+        return columns
+    copies = [g.clone() if g.untyped_storage()._cdata in written else g for g in gradients]
+    return [columns[0], copies, *columns[2:]]

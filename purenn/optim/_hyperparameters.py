@@ -89,13 +89,18 @@ def as_number(count: Tensor) -> Any:
 
 
 def values_at(given: dict[str, Hyperparameter], done: Any) -> Values:
-    """The values of hyper-parameters after `done` steps."""
-    return {name: value(done) if callable(value) else value for name, value in given.items()}
+    """The values of hyper-parameters after `done` steps, tensors in float64: 1 - 0.999 needs its digits."""
+    return {name: value if type(value) is float else _value_at(value, done) for name, value in given.items()}
+
+
+def _value_at(given: Hyperparameter, done: Any) -> Any:
+    value = given(done) if callable(given) else given
+    return value.to(torch.float64) if isinstance(value, Tensor) else value
 
 
 def on_device(values: Values, device: torch.device) -> Values:
     """The values with their tensors on a device."""
-    # Not in another dtype: a tensor without dimensions does not widen others, and 1 - 0.999 needs its digits.
+    # Not in another dtype: a tensor without dimensions does not widen others.
     return {name: value.to(device) if isinstance(value, Tensor) else value for name, value in values.items()}
 
 

@@ -2,14 +2,14 @@
 
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, get_args
 
 import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError
 from purenn.optim._hyperparameters import as_number
-from purenn.optim._transformation import GradientTransformation
+from purenn.optim._transformation import GradientTransformation, with_state
 from purenn.tree import container
 
 P = ParamSpec("P")
@@ -34,8 +34,9 @@ def inject_hyperparams(factory: Callable[P, GradientTransformation]) -> Callable
     """An optimiser's function, so changed that the numbers it is given live in the state.
 
     Floats, floating tensors and schedules that are given (also in tuples, as ``betas``) become scalars in
-    ``state.hyperparameters``; everything else, and what is left to its default, is as ever. Change them with
-    `pn.replace`, differentiate with respect to them, stack states with different ones.
+    ``state.hyperparameters``; everything else, what cannot be a tensor by its annotation, and what is left to its
+    default, is as ever. Change them with `pn.replace`, differentiate with respect to them, stack states with different
+    ones.
 
     Args:
         factory: `adam`, for instance.
@@ -51,8 +52,10 @@ def inject_hyperparams(factory: Callable[P, GradientTransformation]) -> Callable
     """
 
     def make(*args: P.args, **kwargs: P.kwargs) -> GradientTransformation:
-        given = dict(inspect.signature(factory).bind(*args, **kwargs).arguments)
-        numbers = {name: value for name, value in given.items() if _is_injected(value)}
+        signature = inspect.signature(factory)
+        given = dict(signature.bind(*args, **kwargs).arguments)
+        free = {name for name, parameter in signature.parameters.items() if _may_be_tensor(parameter.annotation)}
+        numbers = {name: value for name, value in given.items() if name in free and _is_injected(value)}
         rest: dict[str, Any] = {name: value for name, value in given.items() if name not in numbers}
         name = getattr(factory, "__name__", "the optimiser")
         if not numbers:
@@ -80,9 +83,19 @@ def inject_hyperparams(factory: Callable[P, GradientTransformation]) -> Callable
             params, inner = built(values).step(params, grads, state.inner, donate=donate)
             return params, InjectState(state.count + 1, values, inner)
 
-        return GradientTransformation(init, update, step)
+        return with_state(f"inject_hyperparams({name})", InjectState, init, update, step)
 
     return make
+
+
+def _may_be_tensor(annotation: Any) -> bool:
+    # Whether an argument is annotated with tensors, or with too little to say that it is not.
+    vague = (inspect.Parameter.empty, Any, float)
+    return annotation in vague or isinstance(annotation, str) or _contains_tensor(annotation)
+
+
+def _contains_tensor(annotation: Any) -> bool:
+    return annotation is Tensor or any(map(_contains_tensor, get_args(annotation)))
 
 
 def _is_injected(value: Any) -> bool:

@@ -82,7 +82,7 @@ def muon(
         mixed = toward(g, velocity, values["momentum"]) if nesterov else velocity
         step = orthogonalized(mixed.to(dtype or mixed.dtype), coefficients, iterations, eps)
         m, n = w.shape
-        scale = math.sqrt(max(1, m / n)) if scaling == "original" else 0.2 * math.sqrt(max(m, n))
+        scale = math.sqrt(max(1, m / max(1, n))) if scaling == "original" else 0.2 * math.sqrt(max(m, n))
         return step.to(g.dtype) * scale, (velocity,)
 
     def assign(params: Any) -> tuple[Paths, Paths]:
@@ -111,7 +111,7 @@ def muon(
         )
     )
     others = adamw(learning_rate, weight_decay=weight_decay) if fallback is None else fallback
-    return in_parts([of_matrices, others], assign)
+    return in_parts("muon", [of_matrices, others], assign)
 
 
 def orthogonalized(x: Tensor, coefficients: tuple[float, float, float], iterations: int, eps: float) -> Tensor:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from purenn.errors import SelectionError
-from purenn.optim._transformation import EmptyState, GradientTransformation, holes_like
+from purenn.optim._transformation import EmptyState, GradientTransformation, holes_like, with_state
 from purenn.tree import HOLE, Selection, combine, container, partition, static
 from purenn.tree._partition import selected_leaves
 from purenn.tree._select import chosen
@@ -72,7 +72,8 @@ def multi_transform(
         found = [tuple([path for path in trained if taken.get(path) == number]) for number in range(len(pairs))]
         return (*found, tuple(left)) if default is not None else tuple(found)
 
-    return in_parts([transform for _, transform in pairs] + ([] if default is None else [default]), assign)
+    transforms = [transform for _, transform in pairs] + ([] if default is None else [default])
+    return in_parts("multi_transform", transforms, assign)
 
 
 def masked(transform: GradientTransformation, selection: Select) -> GradientTransformation:
@@ -111,7 +112,7 @@ def set_to_zero() -> GradientTransformation:
 
 
 def in_parts(
-    transforms: Sequence[GradientTransformation], assign: Callable[[Any], tuple[Paths, ...]]
+    name: str, transforms: Sequence[GradientTransformation], assign: Callable[[Any], tuple[Paths, ...]]
 ) -> GradientTransformation:
     """Transformations side by side; ``assign(params)`` gives the paths of the leaves of each."""
 
@@ -139,7 +140,7 @@ def in_parts(
         rest = [HOLE if p in everything else value for p, value in zip(structure.paths, values, strict=True)]
         return combine(structure.rebuild(rest), *found), PartsState(tuple(states), state.paths)
 
-    return GradientTransformation(init, update, step)
+    return with_state(name, PartsState, init, update, step)
 
 
 def part(tree: Any, paths: Iterable[str]) -> Any:

@@ -18,7 +18,7 @@ from purenn.optim._aligned import Aligned
 from purenn.optim._fast import fast_step
 from purenn.optim._hyperparameters import Hyperparameter, Values, as_number, is_zero, on_device, values_at
 from purenn.optim._tensor_list import V, plus
-from purenn.optim._transformation import GradientTransformation
+from purenn.optim._transformation import GradientTransformation, in_dtype, require_state
 from purenn.tree import contiguous, named_leaves, partition, replace
 from purenn.tree._contiguous import segments
 from purenn.tree._memory import spread
@@ -87,11 +87,7 @@ class Rule:
         Raises:
             ArgumentError: it is the state of something else, or of many models.
         """
-        if type(state) is not self.state:
-            raise ArgumentError(
-                f"{self.name}: the state must be the {self.state.__name__} that init(params) makes, got a "
-                f"{type(state).__name__}."
-            )
+        require_state(self.name, self.state, state)
         if state.count.dim():
             raise ArgumentError(
                 f"{self.name}: the state is that of {len(state.count)} models (its count has the shape "
@@ -137,7 +133,7 @@ class Rule:
         direction, new = self.directed(g, w, tuple(slots), values)
         # A leaf without dimensions would take the dtype of the scalars.
         row = zip((finish(direction, w, values), *new), (w, *slots), strict=True)
-        return [_in(old.dtype, x) for x, old in row]
+        return [in_dtype(old.dtype, x) for x, old in row]
 
 
 def optimizer(rule: Rule) -> GradientTransformation:
@@ -202,11 +198,6 @@ def _begun(rule: Rule, leaf: Tensor, values: Values) -> tuple[Tensor, ...]:
     if not leaf.is_complex():
         return rule.begin(leaf, values)
     return tuple([torch.view_as_complex(slot) for slot in rule.begin(torch.view_as_real(leaf), values)])
-
-
-def _in(dtype: torch.dtype, x: Tensor) -> Tensor:
-    # Under vmap even a conversion that changes nothing takes its time.
-    return x if x.dtype is dtype else x.to(dtype)
 
 
 def like(w: Tensor, value: Any = 0.0) -> Tensor:

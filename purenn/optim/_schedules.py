@@ -169,11 +169,12 @@ def exponential_schedule(
         times = _real(step) / steps
         if staircase:
             times = torch.floor(times) if isinstance(times, Tensor) else math.floor(times)
-        value = start * rate**times
+        value = start * _power(rate, times)
         if end is None:
             return value
         beyond = where(end < start, value < end, value > end)
-        return where(beyond, end, value)
+        # A power that is not used may be infinite, but its derivative must exist.
+        return where(beyond, end, start * _power(rate, where(beyond, 0.0, times)))
 
     return at
 
@@ -203,10 +204,12 @@ def join_schedules(
         if not isinstance(step, Tensor):
             number = sum(step >= boundary for boundary in boundaries)
             return schedules[number](step - starts[number])
-        # All schedules are asked, none for a step before its beginning, where it may not be defined.
-        value = schedules[0](step)
-        for schedule, start in zip(schedules[1:], boundaries, strict=True):
-            value = torch.where(step >= start, schedule((step - start).clamp(min=0)), value)
+        # All schedules are asked, but for their beginning where it is not their turn: they may not be defined there.
+        value = None
+        for schedule, start, end in zip(schedules, starts, [*boundaries, math.inf], strict=True):
+            turn = (step >= start if start else True) & (step < end)
+            found = schedule(torch.where(turn, step - start, 0))
+            value = where(turn, found, value) if start else found
         return value
 
     return at
@@ -227,6 +230,13 @@ def _share(step: Any, steps: float) -> Any:
     # How much of some steps is done, between 0 and 1.
     step = _real(step) / steps
     return step.clamp(0, 1) if isinstance(step, Tensor) else min(max(step, 0.0), 1.0)
+
+
+def _power(base: Value, exponent: Any) -> Any:
+    try:
+        return base**exponent
+    except OverflowError:  # of Python's numbers; a tensor is infinite then
+        return math.inf
 
 
 def _straight(start: Value, end: Value, share: Any) -> Any:

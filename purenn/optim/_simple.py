@@ -9,7 +9,7 @@ from purenn.errors import ArgumentError
 from purenn.optim._hyperparameters import Hyperparameter, Schedule, as_number, require_not_negative, require_number
 from purenn.optim._lamb import norm
 from purenn.optim._tensor_list import root
-from purenn.optim._transformation import EmptyState, GradientTransformation
+from purenn.optim._transformation import EmptyState, GradientTransformation, with_state
 from purenn.tree import container, leaves, partition
 from purenn.tree import map as tree_map
 
@@ -66,7 +66,7 @@ def scale_by_schedule(schedule: Schedule) -> GradientTransformation:
     def update(grads: Any, state: CountState, params: Any) -> tuple[Any, CountState]:
         return _times(schedule(as_number(state.count)), grads), CountState(state.count + 1)
 
-    return GradientTransformation(init, update)
+    return with_state("scale_by_schedule", CountState, init, update)
 
 
 def add_decayed_weights(weight_decay: Hyperparameter) -> GradientTransformation:
@@ -90,11 +90,11 @@ def add_decayed_weights(weight_decay: Hyperparameter) -> GradientTransformation:
         decayed = _times(factor, partition(params)[0])
         return tree_map(lambda g, w: g + w, grads, decayed), CountState(state.count + 1)
 
-    return GradientTransformation(init, update)
+    return with_state("add_decayed_weights", CountState, init, update)
 
 
 def clip_by_value(limit: float | Tensor) -> GradientTransformation:
-    """Every element of the updates limited to ``[-limit, limit]``.
+    """Every element of the updates limited to ``[-limit, limit]``; of complex ones each of the two parts.
 
     Raises:
         ArgumentError: a negative limit.
@@ -102,6 +102,8 @@ def clip_by_value(limit: float | Tensor) -> GradientTransformation:
     require_not_negative("clip_by_value", limit=limit)
 
     def clipped(g: Tensor) -> Tensor:
+        if g.is_complex():
+            return torch.view_as_complex(clipped(torch.view_as_real(g)).contiguous())
         most: Any = limit.to(g.device, g.dtype) if isinstance(limit, Tensor) else limit
         return g.clamp(-most, most)
 
@@ -126,6 +128,8 @@ def global_norm(tree: Any) -> Tensor:
 def clip_by_global_norm(max_norm: float | Tensor) -> GradientTransformation:
     """Updates scaled down so that the norm of all together is at most `max_norm`.
 
+    A NaN in one leaf is a NaN in all of them, as for `torch.nn.utils.clip_grad_norm_`.
+
     Args:
         max_norm: a number, or a tensor without dimensions.
 
@@ -140,11 +144,16 @@ def clip_by_global_norm(max_norm: float | Tensor) -> GradientTransformation:
     def update(grads: Any, state: EmptyState, params: Any) -> tuple[Any, EmptyState]:
         size = global_norm(grads)
         most = max_norm.to(size.device, size.dtype) if isinstance(max_norm, Tensor) else max_norm
-        large = size > most
-        # The quotient of a norm that is not too large is not used, but its derivative must exist.
-        return _times(torch.where(large, most / torch.where(large, size, 1.0), 1.0), grads), state
+        return _times(_factor(size, most), grads), state
 
     return GradientTransformation(lambda params: EmptyState(), update)
+
+
+def _factor(size: Tensor, most: Any) -> Tensor:
+    # What makes a norm not larger than it may be, and NaN of one that is NaN.
+    small = size <= most
+    # The quotient of a norm that is small is not used, but its derivative must exist.
+    return torch.where(small, 1.0, most / torch.where(small, 1.0, size))
 
 
 def adaptive_grad_clip(clipping: float, *, eps: float = 1e-3) -> GradientTransformation:
@@ -167,9 +176,7 @@ def adaptive_grad_clip(clipping: float, *, eps: float = 1e-3) -> GradientTransfo
     def clipped(g: Tensor, w: Tensor) -> Tensor:
         units = tuple(range(1, g.dim())) if g.dim() > 1 else None
         most = norm(w, units).clamp(min=eps) * clipping
-        size = norm(g, units)
-        large = size > most
-        return g * torch.where(large, most / torch.where(large, size, 1.0), 1.0)
+        return g * _factor(norm(g, units), most)
 
     def update(grads: Any, state: EmptyState, params: Any) -> tuple[Any, EmptyState]:
         return tree_map(clipped, grads, params), state

@@ -1,6 +1,5 @@
 """Sophia: steps scaled by a running estimate of the Hessian's diagonal, and clipped."""
 
-import math
 from typing import Any
 
 from torch import Tensor
@@ -11,10 +10,11 @@ from purenn.optim._hyperparameters import (
     Values,
     require_fraction,
     require_not_negative,
+    require_number,
 )
 from purenn.optim._rule import DECOUPLED, Rule, like, optimizer
 from purenn.optim._tensor_list import V, toward
-from purenn.optim._transformation import GradientTransformation
+from purenn.optim._transformation import GradientTransformation, require_state
 from purenn.tree import container, replace
 from purenn.tree import map as tree_map
 
@@ -39,7 +39,7 @@ def sophia(
     *,
     momentum: Hyperparameter = 0.96,
     scale: Hyperparameter = 0.01,
-    eps: float = 1e-12,
+    eps: Hyperparameter = 1e-12,
     weight_decay: Hyperparameter = 0.2,
     maximize: bool = False,
 ) -> GradientTransformation:
@@ -77,12 +77,13 @@ def sophia(
     """
     require_fraction("sophia", momentum=momentum)
     require_not_negative("sophia", learning_rate=learning_rate, scale=scale, weight_decay=weight_decay)
-    if not (isinstance(eps, float) and eps > 0):
+    require_number("sophia", eps=eps)
+    if isinstance(eps, (int, float)) and not eps > 0:
         raise ArgumentError(f"sophia: eps must be a positive number, got {eps!r}.")
 
     def direction(g: V, w: V, slots: tuple[V, ...], values: Values) -> tuple[V, tuple[V, ...]]:
         mean, curvature = toward(slots[0], g, 1 - values["momentum"]), slots[1]
-        return (mean / (curvature * values["scale"]).clamp(eps, math.inf)).clamp(-1, 1), (mean, curvature)
+        return (mean / (curvature * values["scale"]).clamp(values["eps"])).clamp(-1, 1), (mean, curvature)
 
     return optimizer(
         Rule(
@@ -95,6 +96,7 @@ def sophia(
                 "rate": learning_rate,
                 "momentum": momentum,
                 "scale": scale,
+                "eps": eps,
                 "weight_decay": weight_decay,
             },
             decay=DECOUPLED,
@@ -112,10 +114,11 @@ def observe_curvature(state: SophiaState, estimate: Any, *, decay: float | Tenso
         decay: how much of the running mean is kept, a number or a tensor without dimensions. Default: 0.99.
 
     Raises:
-        ArgumentError: a decay outside [0, 1).
+        ArgumentError: a decay outside [0, 1), or the state of something else.
         StructureError: the estimate has another structure than the parameters.
     """
     require_fraction("observe_curvature", decay=decay)
+    require_state("observe_curvature", SophiaState, state)
 
     def mixed(old: Tensor, new: Tensor) -> Tensor:
         return (old * decay + new * (1 - decay)).to(old.dtype)

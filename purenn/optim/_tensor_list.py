@@ -4,6 +4,7 @@ The rule of an optimiser is written once, with operators and methods. Given tens
 given lists of tensors it runs a few kernels for the whole model.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -58,7 +59,7 @@ class TensorList:
         """The larger one of two, element by element."""
         return TensorList(kernels._foreach_maximum(self.tensors, other.tensors))
 
-    def clamp(self, lowest: float, highest: float) -> "TensorList":
+    def clamp(self, lowest: float, highest: float = math.inf) -> "TensorList":
         """Limited to a range."""
         return TensorList(kernels._foreach_clamp_max(kernels._foreach_clamp_min(self.tensors, lowest), highest))
 

@@ -3,6 +3,10 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar
 
+import torch
+from torch import Tensor
+
+from purenn.errors import ArgumentError
 from purenn.tree import HOLE, container, partition
 from purenn.tree import map as tree_map
 
@@ -62,8 +66,50 @@ class GradientTransformation(NamedTuple):
 
 
 def apply_updates(params: T, updates: Any) -> T:
-    """The parameters plus the updates; leaves without an update (buffers, frozen ones) stay as they are."""
-    return tree_map(lambda value, update: value + update, params, updates)
+    """The parameters plus the updates, in their own dtypes.
+
+    Leaves without an update (buffers, frozen ones) stay as they are.
+    """
+    return tree_map(lambda value, update: in_dtype(value.dtype, value + update), params, updates)
+
+
+def in_dtype(dtype: torch.dtype, x: Tensor) -> Tensor:
+    """A tensor in a dtype."""
+    # Under vmap even a conversion that changes nothing takes its time.
+    return x if x.dtype is dtype else x.to(dtype)
+
+
+def require_state(name: str, kind: type, state: Any) -> None:
+    """Refuse the state of something else.
+
+    Raises:
+        ArgumentError: it is one.
+    """
+    if type(state) is not kind:
+        raise ArgumentError(
+            f"{name}: the state must be the {kind.__name__} that init(params) makes, got a {type(state).__name__}."
+        )
+
+
+def with_state(
+    name: str,
+    kind: type,
+    init: Callable[[Any], Any],
+    update: Callable[[Any, Any, Any], tuple[Any, Any]],
+    step: Callable[[Any, Any, Any, bool], tuple[Any, Any]] | None = None,
+) -> GradientTransformation:
+    """A transformation that refuses the state of something else."""
+
+    def checked_update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
+        require_state(name, kind, state)
+        return update(grads, state, params)
+
+    def checked_step(params: Any, grads: Any, state: Any, donate: bool) -> tuple[Any, Any]:
+        require_state(name, kind, state)
+        assert step is not None
+        return step(params, grads, state, donate)
+
+    return GradientTransformation(init, checked_update, None if step is None else checked_step)
 
 
 def zeros_like(params: T) -> T:

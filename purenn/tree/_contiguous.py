@@ -22,6 +22,7 @@ T = TypeVar("T")
 _ALIGNMENT = 64
 
 Kind = tuple[torch.dtype, torch.device]
+Shapes = tuple[tuple[torch.dtype, torch.device, torch.Size], ...]
 
 
 class Storage(NamedTuple):
@@ -35,8 +36,11 @@ class Storage(NamedTuple):
 
     leaves: list[Tensor]
     buffers: list[Tensor]
-    shapes: list[tuple[torch.dtype, torch.device, torch.Size]]
+    shapes: Shapes
 
+
+_SHAPES: dict[Shapes, Shapes] = {}
+_MOST_SHAPES = 1024
 
 _KNOWN: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
@@ -83,9 +87,12 @@ def remember(tree: Any, storage: Storage) -> None:
         _KNOWN[tree] = storage
 
 
-def kinds_of(leaves: Sequence[Tensor]) -> list[tuple[torch.dtype, torch.device, torch.Size]]:
-    """Dtype, device and shape of each leaf."""
-    return [(leaf.dtype, leaf.device, leaf.shape) for leaf in leaves]
+def kinds_of(leaves: Sequence[Tensor]) -> Shapes:
+    """Dtype, device and shape of each leaf, one object for all that are equal: so they are compared in no time."""
+    found = tuple([(leaf.dtype, leaf.device, leaf.shape) for leaf in leaves])
+    if len(_SHAPES) >= _MOST_SHAPES:
+        _SHAPES.clear()
+    return _SHAPES.setdefault(found, found)
 
 
 def storage_of(tree: Any) -> Storage | None:

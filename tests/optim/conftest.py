@@ -50,8 +50,8 @@ CASES = {
         ),
     ),
     "nadam": Case(
-        lambda: optim.nadam(0.05, weight_decay=0.1, momentum_decay=0.01),
-        lambda ps: torch.optim.NAdam(ps, 0.05, weight_decay=0.1, momentum_decay=0.01),
+        lambda: optim.nadam(0.05, eps=1e-3, weight_decay=0.1, momentum_decay=0.01),
+        lambda ps: torch.optim.NAdam(ps, 0.05, eps=1e-3, weight_decay=0.1, momentum_decay=0.01),
     ),
     "nadam decoupled": Case(
         lambda: optim.nadam(0.05, betas=(0.8, 0.9), weight_decay=0.1, decoupled_weight_decay=True, maximize=True),
@@ -60,7 +60,8 @@ CASES = {
         ),
     ),
     "radam": Case(
-        lambda: optim.radam(0.05, weight_decay=0.1), lambda ps: torch.optim.RAdam(ps, 0.05, weight_decay=0.1)
+        lambda: optim.radam(0.05, eps=1e-3, weight_decay=0.1),
+        lambda ps: torch.optim.RAdam(ps, 0.05, eps=1e-3, weight_decay=0.1),
     ),
     "radam decoupled": Case(
         lambda: optim.radam(0.05, betas=(0.8, 0.9), weight_decay=0.1, decoupled_weight_decay=True, maximize=True),
@@ -72,15 +73,16 @@ CASES = {
         lambda: optim.radam(0.05, betas=(0.8, 0.6)), lambda ps: torch.optim.RAdam(ps, 0.05, betas=(0.8, 0.6))
     ),
     "adamax": Case(
-        lambda: optim.adamax(0.05, betas=(0.8, 0.9), weight_decay=0.1, maximize=True),
-        lambda ps: torch.optim.Adamax(ps, 0.05, betas=(0.8, 0.9), weight_decay=0.1, maximize=True),
+        lambda: optim.adamax(0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, maximize=True),
+        lambda ps: torch.optim.Adamax(ps, 0.05, betas=(0.8, 0.9), eps=1e-3, weight_decay=0.1, maximize=True),
     ),
     "adagrad": Case(
         lambda: optim.adagrad(0.1, learning_rate_decay=0.1, weight_decay=0.1, initial_total=0.2),
         lambda ps: torch.optim.Adagrad(ps, 0.1, lr_decay=0.1, weight_decay=0.1, initial_accumulator_value=0.2),
     ),
     "adagrad maximize": Case(
-        lambda: optim.adagrad(0.1, maximize=True), lambda ps: torch.optim.Adagrad(ps, 0.1, maximize=True)
+        lambda: optim.adagrad(0.1, eps=1e-3, maximize=True),
+        lambda ps: torch.optim.Adagrad(ps, 0.1, eps=1e-3, maximize=True),
     ),
     "rmsprop": Case(
         lambda: optim.rmsprop(0.02, decay=0.9, eps=0.1, weight_decay=0.1),

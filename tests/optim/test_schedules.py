@@ -1,5 +1,6 @@
 """Schedules: the values of torch's, for numbers and for tensors."""
 
+import math
 from typing import Any
 
 import pytest
@@ -91,6 +92,25 @@ def test_after_the_end(schedule: Any, last: float) -> None:
     for step in (10, 11, 1000):
         assert schedule(step) == pytest.approx(last, abs=1e-12)
         assert float(schedule(torch.tensor(step))) == pytest.approx(last, abs=1e-12)
+
+
+def test_far_after_the_end() -> None:
+    """Where a power is too large for a float the end is reached, and derivatives are finite, joined as well."""
+    growing = optim.exponential_schedule(0.1, 1.5, end=0.5)
+    assert growing(10_000) == float(growing(torch.tensor(10_000))) == 0.5
+    assert optim.exponential_schedule(0.1, 1.5)(10_000) == math.inf
+    far = torch.tensor(10_000)
+    for make in (
+        lambda rate: optim.exponential_schedule(0.1, rate, end=0.5),
+        lambda rate: optim.join_schedules([optim.exponential_schedule(0.1, rate), optim.constant_schedule(0.5)], [9]),
+    ):
+        assert float(pn.grad(lambda rate, make=make: make(rate)(far))(torch.tensor(1.5, dtype=torch.float64))) == 0
+
+
+def test_joined_numbers_keep_their_digits() -> None:
+    """Schedules that return plain numbers are joined in float64."""
+    schedule = optim.join_schedules([lambda step: 0.1, lambda step: 0.3], [2])
+    assert [float(schedule(torch.tensor(step))) for step in (1, 2)] == [0.1, 0.3]
 
 
 def test_warm_up() -> None:

@@ -117,6 +117,11 @@ def test_errors(device: torch.device) -> None:
     assert str(error.value) == "observe_curvature: decay must be at least 0 and below 1, got 1.0."
     with pytest.raises(StructureError):
         optim.observe_curvature(state, {"v": w["w"]})
+    with pytest.raises(ArgumentError) as error:
+        optim.observe_curvature(optim.chain(optim.sophia(0.1)).init(w), w)  # pyright: ignore[reportArgumentType]
+    assert str(error.value) == (
+        "observe_curvature: the state must be the SophiaState that init(params) makes, got a ChainState."
+    )
     with pytest.raises(ShapeError) as error:
         optim.gauss_newton_bartlett(lambda w: w["w"])(pn.random.key(0, device), w)
     assert str(error.value) == ("gauss_newton_bartlett: the logits must have the shape [*batch, classes], got f32[2].")

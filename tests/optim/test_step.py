@@ -12,6 +12,29 @@ from purenn import optim
 from purenn.errors import ArgumentError, ShapeError
 
 
+@pn.container
+class Pair:
+    """Two parameters."""
+
+    one: Tensor
+    other: Tensor
+
+
+@pn.container
+class Riap:
+    """Two more."""
+
+    one: Tensor
+    other: Tensor
+
+
+@pn.container
+class Named:
+    """Parameters by name."""
+
+    leaves: dict[str, Tensor]
+
+
 def plain(optimizer: optim.GradientTransformation, p: Any, grads: Any, state: Any) -> Any:
     """A step by `update`."""
     updates, state = optimizer.update(grads, state, p)
@@ -242,7 +265,11 @@ def test_no_leaves(case: Any) -> None:
 
 def test_empty_leaves(case: Any, device: torch.device) -> None:
     """Leaves without elements pass."""
-    p = {"a": torch.zeros(0, 3, device=device), "b": torch.ones(3, device=device)}
+    p = {
+        "a": torch.zeros(0, 3, device=device),
+        "b": torch.ones(3, device=device),
+        "c": torch.zeros(3, 0, device=device),
+    }
     optimizer = case.make()
     for start in (p, pn.tree.contiguous(p)):
         ours, _ = many(optimizer, start, gradients(start))
@@ -320,6 +347,138 @@ def test_donation_errors(problem: Any) -> None:
         "adam: 'a' and 'b' share their storage, so it cannot be donated: tie them with pn.tree.tie, or leave "
         "donate=True out."
     )
+
+
+def test_donation_of_overlapping_memory(device: torch.device) -> None:
+    """What lies on itself or on another leaf cannot be donated, and nothing is written before that is known."""
+    buffer = torch.ones(6, device=device)
+    optimizer = optim.sgd(0.1)
+    for p, expected in (
+        (
+            {"a": buffer[:4], "b": buffer[2:]},
+            "sgd: 'a' and 'b' share their storage, so it cannot be donated: tie them with pn.tree.tie, or leave "
+            "donate=True out.",
+        ),
+        (
+            {"a": buffer[:1], "b": buffer[:1].expand(4)},
+            "sgd: 'a' and 'b' share their storage, so it cannot be donated: tie them with pn.tree.tie, or leave "
+            "donate=True out.",
+        ),
+        (
+            {"a": buffer, "b": torch.ones(1, device=device).expand(4)},
+            "sgd: elements of 'b' share their place in memory (expand), so it cannot be donated: clone it, or leave "
+            "donate=True out.",
+        ),
+    ):
+        with pytest.raises(ArgumentError) as error:
+            optimizer.step(p, pn.tree.map(torch.ones_like, p), optimizer.init(p), donate=True)
+        assert str(error.value) == expected
+        assert torch.equal(buffer, torch.ones_like(buffer))
+    for p in ({"a": buffer[::2], "b": buffer[1::2]}, {"a": buffer.view(2, 3)[:, :1], "b": buffer.view(2, 3)[:, 1:]}):
+        optimizer.step(p, pn.tree.map(torch.ones_like, p), optimizer.init(p), donate=True)
+    torch.testing.assert_close(buffer, torch.full_like(buffer, 0.8))
+
+
+@pytest.mark.parametrize("joined", [False, True])
+def test_gradients_that_are_parameters(joined: bool, case: Any, device: torch.device) -> None:
+    """Gradients that lie where a donated step writes, here each parameter the other's, are read as they were."""
+    optimizer, key = case.make(), pn.random.key(3, device)
+    start = Pair(*pn.random.normal(key, (2, 4, 3), dtype=torch.float64).unbind(0))
+    right = start, optimizer.init(start)
+    own = pn.tree.contiguous(start) if joined else pn.tree.map(torch.clone, start)
+    ours = own, optimizer.init(own)
+    for _ in range(3):
+        right = plain(optimizer, right[0], Pair(right[0].other, right[0].one), right[1])
+        ours = optimizer.step(ours[0], Pair(ours[0].other, ours[0].one), ours[1], donate=True)
+        assert pn.tree.allclose(ours, right, rtol=1e-10, atol=1e-12)
+    if joined:
+        right = plain(optimizer, right[0], right[0], right[1])
+        ours = optimizer.step(ours[0], ours[0], ours[1], donate=True)
+        assert pn.tree.allclose(ours, right, rtol=1e-10, atol=1e-12)
+
+
+def test_graph_of_contiguous_gradients(device: torch.device) -> None:
+    """A gradient with a graph is not cut off, whatever is remembered of the steps before."""
+    optimizer, x = optim.adam(0.1), torch.ones(3, device=device, requires_grad=True)
+    for donate in (False, True):
+        p = pn.tree.contiguous(Pair(torch.ones(3, device=device), torch.ones(3, device=device)))
+        state = optimizer.init(p)
+        for _ in range(2):
+            p, state = optimizer.step(p, pn.tree.contiguous(pn.tree.map(torch.ones_like, p)), state, donate=donate)
+        grads = pn.tree.contiguous(Pair(x.square(), torch.ones(3, device=device)))
+        new, _ = optimizer.step(p, grads, state, donate=donate)
+        (got,) = torch.autograd.grad(new.one.sum(), x)
+        assert got.abs().min() > 0
+
+
+def test_contiguous_gradients_of_another_class(device: torch.device) -> None:
+    """Gradients that look alike but are another container are refused, whatever is remembered."""
+    optimizer = optim.adam(0.1)
+    p = pn.tree.contiguous(Pair(torch.ones(3, device=device), torch.ones(3, device=device)))
+    p, state = optimizer.step(p, pn.tree.contiguous(pn.tree.map(torch.ones_like, p)), optimizer.init(p))
+    with pytest.raises(pn.errors.StructureError):
+        optimizer.step(p, pn.tree.contiguous(Riap(p.one, p.other)), state, donate=True)
+
+
+@pytest.mark.parametrize("donate", [False, True])
+def test_leaves_put_into_a_dict_are_seen(donate: bool, device: torch.device) -> None:
+    """A dict within a container can be given another leaf; the next step starts from that."""
+    optimizer = optim.sgd(0.1, momentum=0.9)
+    p, grads = (Named({"w": torch.full((2,), value, device=device)}) for value in (1.0, 0.0))
+    p, state = optimizer.step(p, grads, optimizer.init(p), donate=donate)
+    p.leaves["w"] = torch.full((2,), 5.0, device=device)
+    new, _ = optimizer.step(p, grads, state, donate=donate)
+    assert torch.equal(new.leaves["w"], torch.full((2,), 5.0, device=device))
+
+
+def test_tied_leaves(case: Any, problem: Any) -> None:
+    """Tied leaves are one parameter, that moves by the sum of its gradients, donated and contiguous as well."""
+    optimizer, weight = case.make(), problem.params.matrix
+
+    def loss(p: Any) -> Tensor:
+        p = pn.tree.untie(p)
+        return (p.one.sin() * p.other.cos()).sum()
+
+    def moved(p: Any, loss: Any, donate: bool = False) -> Any:
+        state = optimizer.init(p)
+        for _ in range(3):
+            p, state = optimizer.step(p, pn.grad(loss)(p), state, donate=donate)
+        return p
+
+    right = moved({"w": weight}, lambda p: (p["w"].sin() * p["w"].cos()).sum())["w"]
+    tied = pn.tree.tie(Pair(weight, weight))
+    for p, donate in ((tied, False), (pn.tree.map(torch.clone, tied), True), (pn.tree.contiguous(tied), True)):
+        torch.testing.assert_close(moved(p, loss, donate).one, right, rtol=1e-10, atol=1e-12)
+
+
+def test_many_steps_done(case: Any, problem: Any) -> None:
+    """After more steps than float32 can count the ways to step still agree."""
+    optimizer, p = case.make(), {"w": problem.params.matrix}
+    state = pn.tree.map(lambda leaf: leaf + 2**24 + 1 if leaf.dtype is torch.int64 else leaf, optimizer.init(p))
+    grads = pn.tree.map(torch.sin, p)
+    right = plain(optimizer, p, grads, state)
+    assert pn.tree.allclose(optimizer.step(p, grads, state), right, rtol=1e-12, atol=1e-12)
+    compiled = pn.jit(lambda *args: optimizer.step(*args), backend="eager")
+    assert pn.tree.allclose(compiled(p, grads, state), right, rtol=1e-12, atol=1e-12)
+    assert all(leaf.isfinite().all() for leaf in pn.tree.leaves(right))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda t: optim.adam(t(0.1), betas=(t(0.9), t(0.999)), eps=t(1e-8), weight_decay=t(0.01)),
+        lambda t: optim.adamw(t(0.1), betas=(t(0.9), t(0.999)), weight_decay=t(0.01)),
+        lambda t: optim.sgd(t(0.1), momentum=t(0.9), dampening=t(0.1)),
+        lambda t: optim.adagrad(t(0.1), learning_rate_decay=t(0.01)),
+        lambda t: optim.nadam(t(0.1), betas=(t(0.9), t(0.999))),
+    ],
+)
+def test_hyperparameters_as_tensors(make: Any, dtype: torch.dtype, problem: Any) -> None:
+    """Numbers given as tensors, of less precision than the parameters as well, are the same numbers for all ways."""
+    p, optimizer = problem.params, make(lambda value: torch.tensor(value, dtype=dtype))
+    steps = gradients(p)
+    assert pn.tree.allclose(many(optimizer, p, steps), reference(optimizer, p, steps), rtol=1e-12, atol=1e-12)
 
 
 def test_donation_within_transformations(problem: Any) -> None:

@@ -124,6 +124,48 @@ def test_clipping(device: torch.device) -> None:
     assert float(optim.global_norm(half)) == pytest.approx(70_000**0.5, rel=1e-6)
 
 
+def test_clipping_what_is_not_finite(device: torch.device) -> None:
+    """A norm that is NaN makes everything NaN, one that is infinite all that is finite zero, as for torch."""
+    for bad, rest in ((float("nan"), float("nan")), (float("inf"), 0.0)):
+        g = {"a": torch.tensor([bad, 1.0], device=device), "b": torch.tensor([1e6], device=device)}
+        leaves = [leaf.clone().requires_grad_() for leaf in g.values()]
+        for leaf, grad in zip(leaves, g.values(), strict=True):
+            leaf.grad = grad.clone()
+        torch.nn.utils.clip_grad_norm_(leaves, 1.0)
+        for mine, right in zip(only(optim.clip_by_global_norm(1.0), g).values(), leaves, strict=True):
+            torch.testing.assert_close(mine, right.grad, equal_nan=True)
+        units = torch.tensor([[bad, 5.0], [1.0, 0.0]], device=device)
+        right = torch.tensor([[float("nan"), rest], [0.2, 0.0]], device=device)
+        clipped = only(optim.adaptive_grad_clip(0.1), units, torch.full_like(units, 2**0.5))
+        torch.testing.assert_close(clipped, right, equal_nan=True)
+
+
+def test_clipping_complex_updates(device: torch.device) -> None:
+    """By value real and imaginary part are limited, by norm the direction in the complex plane is kept."""
+    g = {"w": torch.tensor([3.0 + 4.0j, 0.5j], device=device)}
+    limited = only(optim.clip_by_value(1.0), g)
+    torch.testing.assert_close(limited["w"], torch.tensor([1.0 + 1.0j, 0.5j], device=device))
+    shorter = only(optim.clip_by_global_norm(1.0), g)
+    torch.testing.assert_close(shorter["w"], g["w"] / g["w"].norm())
+
+
+def test_parameters_keep_their_dtype(device: torch.device) -> None:
+    """Gradients in another dtype than the parameters' change neither these nor the state."""
+    p, g = {"w": torch.ones(2, dtype=torch.bfloat16, device=device)}, {"w": torch.ones(2, device=device)}
+    scaled = optim.chain(optim.clip_by_global_norm(1.0), optim.scale(-0.1))
+    for optimizer in (scaled, optim.accumulate(scaled, 1), optim.accumulate(optim.adam(0.1), 2)):
+        state = optimizer.init(p)
+        for new, after in (optimizer.step(p, g, state), updated(optimizer, p, g, state)):
+            assert new["w"].dtype == torch.bfloat16
+            assert [leaf.dtype for leaf in pn.tree.leaves(after)] == [leaf.dtype for leaf in pn.tree.leaves(state)]
+
+
+def updated(optimizer: Any, p: Any, grads: Any, state: Any) -> Any:
+    """One step by `update`."""
+    change, state = optimizer.update(grads, state, p)
+    return optim.apply_updates(p, change), state
+
+
 def test_adaptive_clipping(device: torch.device) -> None:
     """Each row of a matrix is limited in proportion to the norm of its weights, small weights counting as eps."""
     w = {"m": torch.tensor([[3.0, 4.0], [0.0, 0.0]], device=device), "v": torch.tensor([6.0, 8.0], device=device)}
@@ -221,6 +263,19 @@ def test_lookahead(problem: Any) -> None:
         assert pn.tree.allclose(mine, slow, rtol=0, atol=1e-12)
 
 
+def test_lookahead_without_all_gradients(problem: Any) -> None:
+    """All parameters go back to the slow ones, those without a gradient as well, by `step` as by `update`."""
+    optimizer = optim.lookahead(optim.sgd(0.1), every=2)
+    start, grads = problem.params, pn.grad(problem.loss)(problem.params)
+    one, other = [pn.tree.partition(grads, paths=path)[0] for path in ("matrix", "vector")]
+    right = pn.tree.map(lambda w, g: w - 0.05 * g, start, pn.tree.combine(one, other))
+    for move in (optimizer.step, lambda *args: updated(optimizer, *args)):
+        p, state = move(start, one, optimizer.init(start))
+        p, state = move(p, other, state)
+        assert pn.tree.allclose(p, right, rtol=0, atol=1e-12)
+        assert pn.tree.equal(state.slow, pn.tree.partition(p)[0])
+
+
 def test_injected_hyperparameters(problem: Any) -> None:
     """They are in the state: seen, changed, stacked, and differentiated; schedules write their value there."""
     p = problem.params
@@ -246,6 +301,31 @@ def test_injected_hyperparameters(problem: Any) -> None:
     torch.testing.assert_close(
         final(rate), problem.loss(steps(direct, problem, p, direct.init(p), 3)[0]), rtol=0, atol=1e-12
     )
+
+
+def test_what_is_no_number_is_not_injected(problem: Any) -> None:
+    """Selections, and numbers that cannot be tensors, are used as they are given."""
+    p = problem.params
+    grads = pn.grad(problem.loss)(p)
+
+    def matrix(selection: Any) -> Any:
+        return selection.paths("matrix")
+
+    for factory, given in (
+        (optim.adamw, {"decayed": matrix}),
+        (optim.muon, {"matrices": matrix, "coefficients": (3.0, -4.0, 2.0), "eps": 1e-3, "dtype": None}),
+        (optim.rprop, {"etas": (0.4, 1.3), "step_sizes": (1e-3, 0.1)}),
+        (optim.sophia, {"eps": 1e-3}),
+    ):
+        factory: Any
+        injected, direct = optim.inject_hyperparams(factory)(0.1, **given), factory(0.1, **given)
+        state = injected.init(p)
+        assert {"decayed", "matrices", "coefficients", "etas", "step_sizes"}.isdisjoint(state.hyperparameters)
+        right = direct.step(p, grads, direct.init(p))[0]
+        assert pn.tree.allclose(injected.step(p, grads, state)[0], right, rtol=1e-10, atol=1e-12)
+        batch = [pn.tree.stack([tree, tree]) for tree in (p, grads, state)]
+        batched = pn.tree.unstack(pn.vmap(lambda *args, step=injected.step: step(*args)[0])(*batch))
+        assert pn.tree.allclose(batched[1], right, rtol=1e-10, atol=1e-12)
 
 
 def test_every_optimizer_can_be_injected(problem: Any) -> None:
@@ -292,6 +372,17 @@ def test_sam(adaptive: bool, problem: Any) -> None:
     flat = {"w": torch.zeros(2)}
     same, _ = optimizer.step(lambda p: pn.tree.map(torch.zeros_like, p), flat, inner.init(flat))
     assert pn.tree.equal(same, flat)
+
+
+@pytest.mark.parametrize("donate", [None, False, True])
+def test_states_of_something_else(donate: bool | None, wrapped: optim.GradientTransformation, problem: Any) -> None:
+    """The state of another transformation is refused, by `update` and by `step`, and named."""
+    p = problem.params
+    grads, wrong = pn.grad(problem.loss)(p), optim.sgd(0.1).init(p)
+    expected = f"the {type(wrapped.init(p)).__name__} that init(params) makes, got a SgdState."
+    with pytest.raises(ArgumentError) as error:
+        wrapped.update(grads, wrong, p) if donate is None else wrapped.step(p, grads, wrong, donate=donate)
+    assert str(error.value).split(": the state must be ")[1] == expected
 
 
 def test_errors(problem: Any) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 import purenn as pn
 from purenn import optim
+from purenn.errors import StructureError
 
 
 def unrolled(optimizer: optim.GradientTransformation, problem: Any, p: Any, state: Any, steps: int = 3) -> Any:
@@ -150,6 +151,32 @@ def test_hyperparameters_are_differentiable(make: Any, problem: Any) -> None:
     torch.testing.assert_close(by_autograd, differences, rtol=1e-5, atol=1e-7)
     batched = pn.vmap(pn.grad(outer))(torch.stack([rate, rate * 1.1]))
     torch.testing.assert_close(batched[0], differences, rtol=1e-5, atol=1e-7)
+
+
+def test_forward_mode_along_some_gradients(problem: Any) -> None:
+    """The tangent of a step along gradients with holes is that of finite differences; other holes are refused."""
+    optimizer, p = optim.adam(0.05), problem.params
+    whole = pn.grad(problem.loss)(p)
+    grads, state = pn.tree.partition(whole, paths=["matrix", "scalar"])[0], optimizer.init(p)
+    along = pn.tree.map(torch.cos, grads)
+
+    def moved(grads: Any) -> Tensor:
+        return problem.loss(optimizer.step(p, grads, state)[0])
+
+    ahead, back = (pn.tree.map(lambda g, d, s=sign: g + s * 1e-6 * d, grads, along) for sign in (1, -1))
+    differences = (moved(ahead) - moved(back)) / 2e-6
+    torch.testing.assert_close(pn.jvp(moved, (grads,), (along,))[1], differences, rtol=1e-5, atol=1e-9)
+    for tangent, text in (
+        (whole, "jvp: the tangent of argument 0 has a leaf where the argument has a hole: put pn.tree.HOLE there."),
+        (
+            {"matrix": whole.matrix},
+            "jvp: the tangent of argument 0 must have the argument's structure; they differ at the top: a Weights "
+            "against a dict.",
+        ),
+    ):
+        with pytest.raises(StructureError) as error:
+            pn.jvp(moved, (grads,), (tangent,))
+        assert str(error.value) == text
 
 
 def test_hyperparameters_in_forward_mode_and_twice(problem: Any) -> None:
