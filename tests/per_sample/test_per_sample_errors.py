@@ -41,6 +41,16 @@ def refused(kind: type[PurennError], text: str, call: Callable[[], Any]) -> None
         call()
 
 
+def test_loss_with_more_results(device: torch.device) -> None:
+    """A record has no place for auxiliary results, and does not ask for them."""
+    p, x, _ = setting(device)
+    refused(
+        GradientError,
+        "per_sample.record: the function must return a scalar tensor, got a tuple.",
+        lambda: pn.per_sample.record(lambda p, x: (p(x).sum(), 1), p, (x,)),
+    )
+
+
 def test_mean_over_the_batch(device: torch.device) -> None:
     """A function of a batch that returns its mean is told to leave the mean out."""
     p, x, y = setting(device)
@@ -108,6 +118,25 @@ def test_batch_norm_of_a_module_is_named(batched: bool, device: torch.device) ->
     )
 
 
+@pytest.mark.parametrize("batched", [True, False])
+@pytest.mark.parametrize("affine", [True, False])
+def test_batch_norm_of_single_values_in_a_module(affine: bool, batched: bool, device: torch.device) -> None:
+    """A module that normalises a single value is refused in these words, not in torch's about an input too small."""
+    torch.manual_seed(0)
+    p = bridge.from_module(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3, affine=affine)).to(device, D))
+    x = pn.random.normal(pn.random.key(1, device), (5, 4), dtype=D)
+
+    def loss(p: Any, x: Any) -> Any:
+        y, _ = p(x if batched else x[None], train=True)
+        return y.square().sum(1) if batched else y.square().sum()
+
+    refused(
+        BatchingError,
+        STATISTICS.format(layer="'1',") if affine else STATISTICS.replace(", {layer}", ""),
+        lambda: pn.per_sample.record(loss, p, (x,), batched=batched),
+    )
+
+
 def test_layer_that_mixes_is_named(device: torch.device) -> None:
     """A layer that compares the examples of its batch is found by its effect."""
     _, x, y = setting(device)
@@ -137,6 +166,23 @@ def test_function_that_mixes(device: torch.device) -> None:
 
     with pytest.raises(BatchingError) as caught:
         pn.per_sample.record(loss, p, (x, y), batched=True)
+    number = re.search(r"example (\d)", str(caught.value))[1]
+    where = "outside of its layers or within an opaque module"
+    assert str(caught.value) == MIXES.format(where=where, number=number, what=OTHER)
+
+
+@pytest.mark.parametrize("options", [{"microbatch": 3}, {"microbatch": 1}, {"key": 0}, {"key": 0, "microbatch": 2}])
+def test_function_that_mixes_in_pieces_or_with_keys(options: dict[str, int], device: torch.device) -> None:
+    """It is found as well where the batch is cut in pieces, and where every example has a key of its own."""
+    p, x, _ = setting(device)
+    given: dict[str, Any] = {**options, **({"key": pn.random.key(0, device)} if "key" in options else {})}
+
+    def loss(p: Any, x: Any, key: Any = None) -> Any:
+        noise = 0 if key is None else pn.random.normal(key, x.shape, dtype=D)
+        return (p(x - x.mean(0)) + p(x + noise)).square().sum(1)
+
+    with pytest.raises(BatchingError) as caught:
+        pn.per_sample.record(loss, p, (x,), batched=True, **given).norms()
     number = re.search(r"example (\d)", str(caught.value))[1]
     where = "outside of its layers or within an opaque module"
     assert str(caught.value) == MIXES.format(where=where, number=number, what=OTHER)
@@ -189,8 +235,31 @@ def test_options_that_do_not_fit(device: torch.device) -> None:
     for text, call in (
         ("norms(per) must be None, 'leaf' or 'layer', got 'row'.", lambda: record.norms("row")),
         (
-            "weighted_sum takes one weight for each of 5 examples, got shape [4].",
+            "weighted_sum takes a tensor with one weight for each of 5 examples, got f64[4].",
             lambda: record.weighted_sum(torch.ones(4, dtype=D, device=device)),
+        ),
+        (
+            "weighted_sum takes a tensor with one weight for each of 5 examples, got f64[9].",
+            lambda: record.weighted_sum(torch.ones(9, dtype=D, device=device)),
+        ),
+        (
+            "weighted_sum takes a tensor with one weight for each of 5 examples, got f64[5,1].",
+            lambda: record.weighted_sum(torch.ones(5, 1, dtype=D, device=device)),
+        ),
+        (
+            "weighted_sum takes a tensor with one weight for each of 5 examples, got a list.",
+            lambda: record.weighted_sum([1.0] * 5),
+        ),
+        ("gram takes another record, got a Tensor.", lambda: record.gram(x)),
+        (
+            "gram takes records of the same parameters, but 'weight' is f64[3,4] in one and f64[4,4] in the other.",
+            lambda: record.gram(
+                pn.per_sample.record(loss, Linear.init(pn.random.key(0, device), 4, 4, dtype=D), (x, y))
+            ),
+        ),
+        (
+            "automatic clipping needs a finite max_norm, got inf.",
+            lambda: record.clipped_sum(float("inf"), mode="automatic"),
         ),
         ("mode must be 'flat', 'per_layer' or 'automatic', got 'all'.", lambda: record.clipped_sum(1.0, mode="all")),
         ("max_norm must be positive, got 0.", lambda: record.clipped_sum(0)),
@@ -198,7 +267,13 @@ def test_options_that_do_not_fit(device: torch.device) -> None:
             "noise_scale compares examples and needs at least two, got 1.",
             lambda: pn.per_sample.record(loss, p, (x[:1], y[:1])).noise_scale(),
         ),
-        ("microbatch must be at least 1, got 0.", lambda: pn.per_sample.record(loss, p, (x, y), microbatch=0)),
+        *(
+            (
+                f"microbatch must be a whole number, at least 1, got {size}.",
+                lambda size=size: pn.per_sample.record(loss, p, (x, y), microbatch=size),
+            )
+            for size in (0, 2.5)
+        ),
         (
             "give segments or microbatch, not both: the rows of a unit must be in one piece. Cut the batch between "
             "units yourself.",
@@ -207,6 +282,14 @@ def test_options_that_do_not_fit(device: torch.device) -> None:
         (
             "segments must be whole numbers, one for each of the 5 rows, got i64[4].",
             lambda: pn.per_sample.record(loss, p, (x, y), segments=ids[:4]),
+        ),
+        (
+            "segments must be a tensor of whole numbers, got a list.",
+            lambda: pn.per_sample.record(loss, p, (x, y), segments=[0] * 5),
+        ),
+        (
+            "segments must be from 0 to 1, got 0 to 3.",
+            lambda: pn.per_sample.record(loss, p, (x, y), segments=ids + 3 * (y == 2), num_segments=2),
         ),
         (
             "with batched=True the examples must be axis 0 of every input, got (1, 0).",

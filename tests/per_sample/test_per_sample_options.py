@@ -55,6 +55,44 @@ def test_functions_of_batches(device: torch.device) -> None:
     assert same(pn.per_sample.record(of_batch, p, batch, batched=True).grads(), by_vmap(p, *batch))
 
 
+def test_functions_of_batches_with_keys(device: torch.device) -> None:
+    """A loss written for batches that draws has a key for every example, in pieces as well."""
+    p, (x, _), key = model(device), data(device), pn.random.key(3, device)
+
+    def of_batch(p: Any, x: Tensor, key: Tensor) -> Tensor:
+        return p(x * pn.random.uniform(key, x.shape, dtype=D)).square().sum(1)
+
+    def of_one(p: Any, x: Tensor, key: Tensor) -> Tensor:
+        return of_batch(p, x[None], key)[0]
+
+    expected = pn.vmap(pn.grad(of_one), (None, 0, 0))(p, x, pn.random.split(key, 7))
+    for pieces in (None, 1, 3):
+        record = pn.per_sample.record(of_batch, p, (x,), batched=True, key=key, microbatch=pieces)
+        assert same(record.grads(), expected)
+
+
+@pytest.mark.parametrize("mode", ["flat", "per_layer"])
+def test_clipping_to_infinity_is_no_clipping(mode: str, device: torch.device) -> None:
+    """With an infinite bound the sum of the gradients is left, that of zero gradients too."""
+    p, (x, y) = model(device), data(device)
+    record = pn.per_sample.record(lambda p, x, y: (y > 0) * loss(p, x, y), p, (x, y))
+    assert (record.norms() == 0).any()
+    ones = torch.ones(7, dtype=D, device=device)
+    assert same(record.clipped_sum(float("inf"), mode=mode), record.weighted_sum(ones))
+
+
+@pytest.mark.parametrize("derivative", [pn.grad, torch.func.grad])
+def test_derivatives_by_inputs_within_the_loss(derivative: Any, device: torch.device) -> None:
+    """A penalty on the gradient by the input, of native layers, is recorded right."""
+    p, (x, _) = model(device), data(device)
+
+    def penalty(p: Any, x: Tensor) -> Tensor:
+        return derivative(lambda x: p(x).tanh().sum())(x).square().sum()
+
+    expected = pn.vmap(pn.grad(penalty), (None, 0))(p, x)
+    assert same(pn.per_sample.record(penalty, p, (x,)).grads(), expected)
+
+
 @pytest.mark.parametrize("mode", ["flat", "per_layer", "automatic"])
 def test_modes_of_clipping(mode: str, device: torch.device) -> None:
     """Each mode is its formula on the per-example gradients."""
@@ -130,6 +168,21 @@ def test_budget_chooses_the_form(budget: int, form: str, device: torch.device) -
     record = pn.per_sample.record(f, p, (x,), budget=budget)
     assert [leaf.form for leaf in record.explain().leaves] == [form]
     assert same(record.norms(), rows(pn.vmap(pn.grad(f), (None, 0))(p, x)).norm(dim=1))
+
+
+@pytest.mark.parametrize("shape", [(6, 2), (2, 6)])
+def test_gradients_after_their_norms(shape: tuple[int, int], device: torch.device) -> None:
+    """Kept gradients of a matrix have its shape and layout, whichever way round was the faster to make them."""
+    p = {"w": pn.random.normal(pn.random.key(0, device), shape, dtype=D)}
+    x = pn.random.normal(pn.random.key(1, device), (3, 5, shape[1]), dtype=D)
+    record = pn.per_sample.record(lambda p, x: F.linear(x, p["w"]).square().sum(), p, (x,))
+    wanted = torch.stack([2 * p["w"] @ one.T @ one for one in x])
+    torch.testing.assert_close(record.norms(), wanted.flatten(1).norm(dim=1), rtol=1e-12, atol=0)
+    found, total = record.grads()["w"], record.weighted_sum(torch.ones(3, dtype=D, device=device))["w"]
+    assert found.is_contiguous()
+    assert total.is_contiguous()
+    torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(total, wanted.sum(0), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [None, 2])

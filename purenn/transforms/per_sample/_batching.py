@@ -2,8 +2,9 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 from torch._C._functorch import is_batchedtensor
@@ -39,26 +40,108 @@ def of_one(fn: Callable[..., Tensor], name: str) -> Callable[..., Tensor]:
     return loss
 
 
-def require_independent(fn: Callable[..., Tensor], name: str, p: Any, batch: tuple, losses: Tensor) -> None:
-    """Compare the losses of the examples alone with those of the batch, once for each function and kind of arguments.
+class Whole(NamedTuple):
+    """A function of a batch with its arguments.
 
-    Raises:
-        BatchingError: they differ, because the function mixes examples.
+    Attributes:
+        fn: returns one loss for each example.
+        name: of the transformation, for errors.
+        p: its parameters.
+        batch: its other arguments.
+        in_dims: 0 where they have the examples as leading axis, None where they are the same for all.
+        key: for its random draws; None if it makes none.
     """
-    if not is_plain(losses, *tensors_in((p, batch))):
-        return
-    shapes = tuple([(x.shape, x.dtype) for x in tensors_in((p, batch))])
-    key = getattr(fn, "__code__", fn), flatten(p)[1].spec, shapes
-    if key in _CHECKED:
-        return
-    with torch.no_grad():
-        together = fn(p, *batch)
-        if not _are_close(together, losses):
-            number = int((together - losses).abs().argmax()) if together.shape == losses.shape else 0
-            raise BatchingError(_mixing(fn, name, p, batch, number, "the loss is another than within the batch"))
-    if len(_CHECKED) >= _MOST_CHECKED:
-        _CHECKED.clear()
-    _CHECKED[key] = None
+
+    fn: Callable[..., Tensor]
+    name: str
+    p: Any
+    batch: tuple
+    in_dims: Any
+    key: Tensor | None
+
+    def require_independent(self, losses: Tensor) -> None:
+        """Compare the losses of the first examples alone with those of the batch, once for each kind of arguments.
+
+        Raises:
+            BatchingError: they differ, because the function mixes examples.
+        """
+        if not is_plain(losses, *tensors_in((self.p, self.batch))) or not len(losses):
+            return
+        shapes = tuple([(x.shape, x.dtype) for x in tensors_in((self.p, self.batch))])
+        kind = getattr(self.fn, "__code__", self.fn), flatten(self.p)[1].spec, shapes
+        if kind in _CHECKED:
+            return
+        with torch.no_grad():
+            together = self._run(self.fn, self.batch)[: len(losses)]
+            if self.key is not None:
+                # What is drawn is another for an example alone; it is the same in a batch of such examples.
+                together, losses = together[:1], self._run(self.fn, self._alike(0))[:1]
+            if not _are_close(together, losses):
+                number = int((together - losses).abs().argmax()) if together.shape == losses.shape else 0
+                raise BatchingError(self._mixing(number, "the loss is another than within the batch"))
+        if len(_CHECKED) >= _MOST_CHECKED:
+            _CHECKED.clear()
+        _CHECKED[kind] = None
+
+    @contextlib.contextmanager
+    def explained(self) -> Iterator[None]:
+        """Within this context, the failure of batches of one example is told from that of the whole batch.
+
+        Raises:
+            BatchingError: a batch of one fails and the whole batch does not.
+        """
+        try:
+            yield
+        except ValueError as error:
+            if not is_plain(*tensors_in((self.p, self.batch))) or not self._succeeds():
+                raise
+            raise BatchingError(self._mixing(0, "it fails")) from error
+
+    def _run(self, fn: Callable[..., Any], batch: tuple) -> Any:
+        return fn(self.p, *batch) if self.key is None else fn(self.p, *batch, key=self.key)
+
+    def _alike(self, number: int) -> tuple:
+        # A batch of one example many times: what takes statistics would fail with one.
+        def repeated(dim: int | None, value: Any) -> Any:
+            return tree_map(lambda x: x[[number] * len(x)] if dim == 0 and isinstance(x, Tensor) else x, value)
+
+        dims = self.in_dims if isinstance(self.in_dims, (tuple, list)) else (self.in_dims,) * len(self.batch)
+        return tuple(
+            repeated(dim, value)
+            if dim is None or isinstance(dim, int)
+            else optree.tree_map(repeated, dim, value, none_is_leaf=True)
+            for dim, value in zip(dims, self.batch, strict=True)
+        )
+
+    def _succeeds(self) -> bool:
+        try:
+            with torch.no_grad():
+                self._run(self.fn, self.batch)
+        except ValueError:
+            return False
+        return True
+
+    def _mixing(self, number: int, what: str) -> str:
+        layer = self._first_mixing_layer(number)
+        where = "outside of its layers or within an opaque module" if layer is None else f"in the layer {layer!r}"
+        return (
+            f"{self.name}: the function mixes the examples of a batch, {where}: with example {number} alone {what}, so "
+            f"the example has no gradient of its own. Leave out what is computed over the batch (statistics of a batch "
+            f"norm, a mean, a comparison of examples), or make the whole group of examples one example."
+        )
+
+    def _first_mixing_layer(self, number: int) -> str | None:
+        places = _layers(self.p, ())
+        if not places:
+            return None
+        captured = capture(self.fn, [join(place) for place in places])
+        _, outputs = self._run(captured, self.batch)
+        _, alike = self._run(captured, self._alike(number))
+        for path, output in outputs.items():
+            for whole, own in zip(tensors_in(output), tensors_in(alike.get(path)), strict=False):
+                if whole.dim() and own.shape == whole.shape and not _are_close(whole[number], own[number]):
+                    return path
+        return None
 
 
 def _are_close(one: Tensor, other: Tensor) -> bool:
@@ -66,56 +149,6 @@ def _are_close(one: Tensor, other: Tensor) -> bool:
     tolerance = 1e-3 if one.dtype != torch.float64 else 1e-7
     scale = float(other.abs().max()) if other.numel() else 0.0
     return one.shape == other.shape and torch.allclose(one, other, rtol=tolerance, atol=tolerance * scale)
-
-
-@contextlib.contextmanager
-def explained(fn: Callable[..., Tensor], name: str, p: Any, batch: tuple) -> Iterator[None]:
-    """Within this context, the failure of batches of one example is told from that of the whole batch.
-
-    Raises:
-        BatchingError: a batch of one fails and the whole batch does not.
-    """
-    try:
-        yield
-    except ValueError as error:
-        if not is_plain(*tensors_in((p, batch))) or not _succeeds(fn, p, batch):
-            raise
-        raise BatchingError(_mixing(fn, name, p, batch, 0, "it fails")) from error
-
-
-def _succeeds(fn: Callable[..., Tensor], p: Any, batch: tuple) -> bool:
-    try:
-        with torch.no_grad():
-            fn(p, *batch)
-    except ValueError:
-        return False
-    return True
-
-
-def _mixing(fn: Callable[..., Tensor], name: str, p: Any, batch: tuple, number: int, what: str) -> str:
-    layer = _first_mixing_layer(fn, p, batch, number)
-    where = "outside of its layers or within an opaque module" if layer is None else f"in the layer {layer!r}"
-    return (
-        f"{name}: the function mixes the examples of a batch, {where}: with example {number} alone {what}, so the "
-        f"example has no gradient of its own. Leave out what is computed over the batch (statistics of a batch norm, "
-        f"a mean, a comparison of examples), or make the whole group of examples one example."
-    )
-
-
-def _first_mixing_layer(fn: Callable[..., Tensor], p: Any, batch: tuple, number: int) -> str | None:
-    places = _layers(p, ())
-    if not places:
-        return None
-    captured = capture(fn, [join(place) for place in places])
-    # Of two examples, because what takes statistics fails with one.
-    pair = tree_map(lambda x: x[[number, number - 1]] if isinstance(x, Tensor) else x, batch)
-    _, outputs = captured(p, *batch)
-    _, few = captured(p, *pair)
-    for path, output in outputs.items():
-        for whole, own in zip(tensors_in(output), tensors_in(few.get(path)), strict=False):
-            if whole.dim() and own.shape[1:] == whole.shape[1:] and not _are_close(whole[number], own[0]):
-                return path
-    return None
 
 
 def _layers(node: Any, here: Entries) -> list[Entries]:

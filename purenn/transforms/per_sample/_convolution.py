@@ -10,7 +10,7 @@ from torch import Tensor
 from purenn.transforms.per_sample._handle import Handle, Node
 from purenn.transforms.per_sample._kernel_gradients import Convolution, weight_gradient, weight_gradients
 from purenn.transforms.per_sample._outer import is_compact, is_fast
-from purenn.transforms.per_sample._part import Part, Small
+from purenn.transforms.per_sample._part import Part, Small, root
 from purenn.transforms.per_sample._tape import Tape, rule
 
 
@@ -64,7 +64,7 @@ class Windows(Part):
     def ghost_norms(self) -> Tensor:
         """From the windows."""
         windows, rows = self.windows(), self.gradient.flatten(2)
-        return torch.bmm(windows.mT, windows).mul_(torch.bmm(rows.mT, rows)).sum((1, 2))
+        return root(torch.bmm(windows.mT, windows).mul_(torch.bmm(rows.mT, rows)).sum((1, 2)))
 
     def windows(self) -> Tensor:
         """What the kernel sees at each position, ``[examples, in_channels * kernel, positions]``."""

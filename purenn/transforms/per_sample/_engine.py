@@ -57,11 +57,11 @@ class Recorded(NamedTuple):
         paths = [leaves[place].path for place in chosen]
         return list(zip(paths, self.argument.values, self.parts, strict=True))
 
-    def squared_norms(self, budget: Budget) -> dict[str, Tensor]:
-        """The squared norm of each example's gradient, by leaf."""
+    def norms(self, budget: Budget) -> dict[str, Tensor]:
+        """The norm of each example's gradient, by leaf."""
         losses = self.losses
         return {
-            path: torch.zeros_like(losses) if part is None else part.squared_norms(budget).to(losses.dtype)
+            path: torch.zeros_like(losses) if part is None else part.norms(budget).to(losses.dtype)
             for path, _, part in self.named
         }
 
@@ -111,10 +111,12 @@ def _by_recording(call: Problem, argument: Argument, batch: tuple, in_dims: Any,
         if not tape.examples:
             # As a Poisson sample may turn out; nothing can run on it, and all sums over it are zero.
             return argument.values[0].new_zeros(())
-        return scalar_output(NAME, call.fn(model, *example, **key))
+        with Watching(tape):
+            value = call.fn(model, *example, **key)
+        return scalar_output(NAME, value, hint="")
 
     with contextlib.closing(tape), torch.enable_grad():
-        with translated(NAME), Watching(tape), _step_by_step():
+        with translated(NAME), _step_by_step():
             losses = vmap(loss, in_dims)(*batch, **named)
         refuse_writes(NAME, ["0 or the batch"] * len(given), before, versions(given))
         if torch.is_grad_enabled() and reaches_others([losses], [node.live for node in tape.nodes]):

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from purenn.transforms.per_sample._outer import Outer
-from purenn.transforms.per_sample._part import Part
+from purenn.transforms.per_sample._part import Part, root
 
 
 class Grouped(Part):
@@ -34,7 +34,7 @@ class Grouped(Part):
         """From the inner products of the unit's rows."""
         same = self.units[:, None] == self.units[None, :]
         products = self.inner.gram(self.inner).masked_fill(~same, 0).sum(1)
-        return products.new_zeros(self.examples).index_add(0, self.units, products)
+        return root(products.new_zeros(self.examples).index_add(0, self.units, products))
 
 
 def sums_of(losses: Tensor, units: Tensor, count: int) -> Tensor:

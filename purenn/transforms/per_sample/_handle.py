@@ -38,9 +38,13 @@ class Node:
     ) -> None:
         self.tape: Any = tape
         self.live, self.leaf, self.base, self.replay = live, leaf, base, replay
-        self.value = live.detach()
         self.parts: list[Any] = []
         self._copies: Tensor | None = None
+
+    @property
+    def value(self) -> Tensor:
+        """The value without the graph."""
+        return self.live.detach()
 
     @property
     def is_transposed(self) -> bool:

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 
 from purenn.transforms.per_sample._outer import Outer
-from purenn.transforms.per_sample._part import Budget, Materialised, Part, Small
+from purenn.transforms.per_sample._part import Budget, Materialised, Part, Small, together
 from purenn.transforms.per_sample._pulled import Pulled
 from purenn.transforms.per_sample._rows import Rows, TiedRows
 
 
 def joined(parts: Sequence[Part]) -> Part:
     """One part that is the sum of some."""
-    merged = _merged(parts)
+    merged = _merged(parts) if len(parts) > 1 else parts
     if len(merged) == 1:
         return merged[0]
     tied = TiedRows.of(merged)
@@ -35,7 +35,7 @@ class Sum(Part):
         """The sum of the gradients."""
         total = None
         for part in self.parts:
-            made = part.made(start, stop) if part.kept is None else part.kept[start:stop]
+            made = part.piece(start, stop)
             total = made if total is None else total + made
         assert total is not None
         return total
@@ -53,9 +53,9 @@ class Disjoint(Sum):
         plans = [part.plan(budget) for part in self.parts]
         return " + ".join(dict.fromkeys(form for form, _ in plans)), all(keeps for _, keeps in plans)
 
-    def squared_norms(self, budget: Budget) -> Tensor:
-        """The sum of those of the parts."""
-        return torch.stack([part.squared_norms(budget) for part in self.parts]).sum(0)
+    def norms(self, budget: Budget) -> Tensor:
+        """From those of the parts."""
+        return together([part.norms(budget) for part in self.parts])
 
 
 def _merged(parts: Iterable[Part]) -> list[Part]:

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from purenn.transforms.per_sample._handle import Handle, Node
-from purenn.transforms.per_sample._outer import matrix_part
+from purenn.transforms.per_sample._outer import Outer, matrix_part
 from purenn.transforms.per_sample._part import Later, Part, over_positions
 from purenn.transforms.per_sample._tape import Tape, rule
 
 
-def matrix_use(node: Node, left: Tensor, right: Tensor) -> tuple[Node, Part]:
+def matrix_use(node: Node, left: Tensor, right: Tensor) -> tuple[Node, Outer]:
     """The part of a matrix ``[p, d]`` from the gradients ``[examples, *, p]`` and inputs ``[examples, *, d]``.
 
     The transpose of a parameter is the parameter with both sides exchanged.
@@ -36,10 +36,13 @@ def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
     used = x.detach()
 
     def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
-        parts = [matrix_use(of_weight, gradient, used)]
-        if of_bias is not None:
-            parts.append((of_bias, Later(lambda: over_positions(gradient), of_bias.live, len(gradient))))
-        return parts
+        owner, outer = matrix_use(of_weight, gradient, used)
+        if of_bias is None:
+            return [(owner, outer)]
+        # At a single position the gradient of the bias is the side of the matrix's that has its norms anyway.
+        norms = (lambda: outer.left_norms.flatten()) if owner is of_weight and outer.left.shape[2] == 1 else None
+        bias = Later(lambda: over_positions(gradient), of_bias.live, gradient.shape[0], norms)
+        return [(owner, outer), (of_bias, bias)]
 
     return tape.use(_affine(x, of_weight.live, None if of_bias is None else of_bias.live), used, of_weight, pull)
 

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch.nn.functional as F
+from torch import Tensor
 from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape
@@ -24,17 +25,21 @@ def _cross_entropy(
         return NotImplemented
     if weight is not None or size_average is not None or reduce is not None or label_smoothing:
         return NotImplemented
-    if scores.dim() == 2:
-        scores, classes = scores.unsqueeze(1), classes.unsqueeze(1)
-    if scores.dim() < 3 or classes.shape != (*scores.shape[:2], *scores.shape[3:]):
+    # Of one example without a batch, or of a batch of its own for each example.
+    lead = 1 if scores.dim() == 2 else 2
+    if scores.dim() < 2 or classes.shape != (*scores.shape[:lead], *scores.shape[lead + 1 :]):
         return NotImplemented
-    count = tape.examples
     with temporarily_pop_interpreter_stack():
-        each = F.cross_entropy(scores.flatten(0, 1), classes.flatten(0, 1), ignore_index=ignore_index, reduction="none")
-        losses = each.view(count, -1).sum(1)
+        scores, classes = scores.flatten(0, lead - 1), classes.flatten(0, lead - 1)
+        each = F.cross_entropy(scores, classes, ignore_index=ignore_index, reduction="none")
+        losses = _by_example(each, tape.examples)
         if reduction == "mean":
-            losses = losses / (classes != ignore_index).view(count, -1).sum(1)
+            losses = losses / _by_example(classes != ignore_index, tape.examples)
     return tape.batched(losses)
+
+
+def _by_example(x: Tensor, examples: int) -> Tensor:
+    return x.view(examples) if x.numel() == examples else x.view(examples, -1).sum(1)
 
 
 PHYSICAL_RULES[F.cross_entropy] = _cross_entropy

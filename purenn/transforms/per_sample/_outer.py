@@ -9,12 +9,13 @@ Source:
     Scalable and Efficient Training of Large Convolutional Neural Networks with Differential Privacy, 2022.
 """
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from purenn.transforms.per_sample._part import Part
+from purenn.transforms.per_sample._part import Part, root
 
 #: Multiplications and additions in the time in which one number of a gradient is written and read twice, on a CPU.
 _OPERATIONS_A_NUMBER = 64
@@ -42,8 +43,10 @@ class Outer(Part):
     def __init__(
         self, left: Tensor, right: Tensor, shape: torch.Size, split: Sequence[int], order: Sequence[int]
     ) -> None:
-        super().__init__(len(left), shape, left.element_size())
+        super().__init__(left.shape[0], shape, left.element_size())
         self.left, self.right, self.split, self.order = left, right, tuple(split), tuple(order)
+        # On a CPU a wide product is faster than a tall one.
+        self._is_turned = left.device.type == "cpu" and left.shape[2] > 1 and left.shape[3] > right.shape[3]
 
     @property
     def compact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -59,6 +62,11 @@ class Outer(Part):
     def _lengths(self) -> tuple[int, int, int]:
         return self.left.shape[2], self.left.shape[3], self.right.shape[3]
 
+    @functools.cached_property
+    def left_norms(self) -> Tensor:
+        """The norm of each row of the left side, ``[examples, K, T]``."""
+        return torch.linalg.vector_norm(self.left, dim=3)
+
     def arrange(self, matrices: Tensor) -> Tensor:
         """``[n, K, p, d]`` as gradients of the parameter, ``[n, *shape]``."""
         n = len(matrices)
@@ -68,19 +76,28 @@ class Outer(Part):
 
     def made(self, start: int, stop: int) -> Tensor:
         """By a product for each example."""
-        left, right = (x[start:stop] for x in (self.left, self.right))
-        if left.shape[2] == 1:
-            return self.arrange(left.mT * right)
-        return self.arrange(torch.bmm(left.flatten(0, 1).mT, right.flatten(0, 1)).unflatten(0, left.shape[:2]))
+        return self.arrange(_products(self.left[start:stop], self.right[start:stop]))
+
+    def unarranged(self) -> Tensor:
+        """The matrices, or their transposes, as they are: ``[examples, K, p, d]`` or ``[examples, K, d, p]``."""
+        return _products(self.right, self.left) if self._is_turned else _products(self.left, self.right)
+
+    def arranged(self, gradients: Tensor) -> Tensor:
+        """Those matrices in the parameter."""
+        return self.arrange(gradients.mT if self._is_turned else gradients)
+
+    def piece(self, start: int, stop: int) -> Tensor:
+        """In the layout of the parameter, too."""
+        return super().piece(start, stop).contiguous()
 
     def summed(self, weights: Tensor) -> Tensor:
         """By one product for all examples, as in the gradient of a batch."""
         left, right = self.left, self.right
         # The factors go to the smaller side.
         if left.shape[3] <= right.shape[3]:
-            left = left * weights.to(left.dtype)[:, None, None, None]
+            left = left * weights.to(left.dtype).view(-1, 1, 1, 1)
         else:
-            right = right * weights.to(right.dtype)[:, None, None, None]
+            right = right * weights.to(right.dtype).view(-1, 1, 1, 1)
         if left.shape[1] == 1:
             matrix = left.flatten(0, 2).T @ right.flatten(0, 2)
             return self.arrange(matrix[None, None])[0] if self.order else matrix
@@ -95,10 +112,11 @@ class Outer(Part):
         """By the two matrices over the positions."""
         left, right = self.left, self.right
         if left.shape[2] == 1:
-            return (torch.linalg.vector_norm(left, dim=3) * torch.linalg.vector_norm(right, dim=3)).square().sum((1, 2))
+            norms = self.left_norms * torch.linalg.vector_norm(right, dim=3)
+            return norms.view(self.examples) if left.shape[1] == 1 else torch.linalg.vector_norm(norms, dim=(1, 2))
         flat = left.flatten(0, 1), right.flatten(0, 1)
         products = torch.bmm(flat[0], flat[0].mT).mul_(torch.bmm(flat[1], flat[1].mT))
-        return products.view(self.examples, -1).sum(1)
+        return root(products.view(self.examples, -1).sum(1))
 
     def second_moment(self) -> Tensor:
         """The squares of a single outer product are the outer product of the squares."""
@@ -132,6 +150,12 @@ class Outer(Part):
         )
 
 
+def _products(left: Tensor, right: Tensor) -> Tensor:
+    if left.shape[2] == 1:
+        return left.mT * right
+    return torch.bmm(left.flatten(0, 1).mT, right.flatten(0, 1)).unflatten(0, left.shape[:2])
+
+
 def _between(one: Tensor, other: Tensor) -> Tensor:
     return one.flatten(0, 1) @ other.flatten(0, 1).T
 
@@ -144,5 +168,6 @@ def matrix_part(left: Tensor, right: Tensor, shape: torch.Size) -> Outer:
         right: ``[examples, *, d]``.
         shape: of the parameter.
     """
-    left, right = (x.reshape(len(x), 1, x.shape[1:-1].numel(), x.shape[-1]) for x in (left, right))
+    examples, positions = left.shape[0], left.shape[1:-1].numel()
+    left, right = (x.reshape(examples, 1, positions, x.shape[-1]) for x in (left, right))
     return Outer(left, right, shape, (), ())

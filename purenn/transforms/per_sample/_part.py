@@ -5,7 +5,7 @@ products have shorter ways in most forms.
 """
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -46,7 +46,8 @@ class Part:
         examples: how many examples there are.
         shape: of the tensor.
         item: bytes of one number.
-        kept: the gradients themselves, if they have been computed and there was room for them.
+        kept: the gradients themselves, if they have been computed and there was room for them; with their elements in
+            the order of `unarranged`.
     """
 
     form: str = MATERIALISED
@@ -70,15 +71,28 @@ class Part:
         """The weighted sum over the examples, without the gradients of each."""
         return _total((weights[start:stop, None] * rows(made)).sum(0) for start, stop, made in self._slices())
 
+    def unarranged(self) -> Tensor:
+        """The gradients of all examples with their elements in the order in which they are made fastest."""
+        return self.made(0, self.examples)
+
+    def arranged(self, gradients: Tensor) -> Tensor:
+        """Such gradients as those of the parameter, ``[n, *shape]``."""
+        return gradients
+
+    def piece(self, start: int, stop: int) -> Tensor:
+        """The gradients of the examples from `start` to `stop`, made now if they are not kept."""
+        return self.made(start, stop) if self.kept is None else self.arranged(self.kept[start:stop])
+
     def dense(self) -> Tensor:
         """The gradients of all examples, ``[examples, *shape]``."""
-        return self.made(0, self.examples) if self.kept is None else self.kept
+        return self.piece(0, self.examples)
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """The sum over the examples, each times its weight."""
         if self.kept is None:
             return self.summed(weights).view(self.shape)
-        return (weights.to(self.kept.dtype) @ rows(self.kept)).view(self.shape)
+        total = weights.to(self.kept.dtype) @ rows(self.kept)
+        return self.arranged(total.view(1, *self.kept.shape[1:]))[0].contiguous()
 
     def plan(self, budget: Budget) -> tuple[str, bool]:
         """How norms will be found, and whether the gradients will be kept; the room for them is taken."""
@@ -90,22 +104,22 @@ class Part:
             return MATERIALISED, True
         return CLOSED if self.compact else MATERIALISED, False
 
-    def squared_norms(self, budget: Budget) -> Tensor:
-        """Each example's squared norm, ``[examples]``."""
+    def norms(self, budget: Budget) -> Tensor:
+        """The norm of each example's gradient, ``[examples]``."""
         if self.kept is None:
             form, keeps = self.plan(budget)
             if form == CLOSED:
-                return self.ghost_norms().clamp_min(0)
+                return self.ghost_norms()
             if keeps:
-                self.kept = self.made(0, self.examples)
+                self.kept = self.unarranged()
                 if budget.releases:
                     self.release()
         if self.kept is not None:
-            return squared(self.kept)
-        return torch.cat([squared(made) for _, _, made in self._slices()])
+            return norms_of(self.kept)
+        return torch.cat([norms_of(made) for _, _, made in self._slices()])
 
     def ghost_norms(self) -> Tensor:
-        """Each example's squared norm, without the gradients; for parts that can."""
+        """The same without the gradients; for parts that can."""
         raise AssertionError
 
     def release(self) -> None:
@@ -126,7 +140,7 @@ class Part:
 
     def _slices(self) -> Iterator[tuple[int, int, Tensor]]:
         if self.kept is not None:
-            yield 0, self.examples, self.kept
+            yield 0, self.examples, self.dense()
             return
         step = max(1, _PIECE // max(1, self.shape.numel() * self.item))
         for start in range(0, self.examples, step):
@@ -160,11 +174,21 @@ class Later(Small):
     Of a layer's bias that is right after its weight, when what both are made of is still in the cache.
     """
 
-    def __init__(self, make: Callable[[], Tensor], parameter: Tensor, examples: int) -> None:
-        """Take note of how to make the gradients, ``[examples, *shape]``, of a parameter."""
+    def __init__(
+        self,
+        make: Callable[[], Tensor],
+        parameter: Tensor,
+        examples: int,
+        norms: Callable[[], Tensor] | None = None,
+    ) -> None:
+        """Take note of how to make the gradients, ``[examples, *shape]``, of a parameter; and of how to find norms."""
         Part.__init__(self, examples, parameter.shape, parameter.element_size())
         self._make: Callable[[], Tensor] | None = make
-        self._dtype = parameter.dtype
+        self._dtype, self._norms = parameter.dtype, norms
+
+    def norms(self, budget: Budget) -> Tensor:
+        """The shorter way, if there is one."""
+        return super().norms(budget) if self._norms is None else self._norms()
 
     @functools.cached_property
     def kept(self) -> Tensor:
@@ -176,12 +200,12 @@ class Later(Small):
 
 def rows(gradients: Tensor) -> Tensor:
     """Each example's gradient as one row."""
-    return gradients.reshape(len(gradients), -1)
+    return gradients if gradients.dim() == 2 else gradients.reshape(gradients.shape[0], -1)
 
 
 def over_positions(x: Tensor) -> Tensor:
     """The sum of ``[examples, *positions, size]`` over the positions, ``[examples, size]``."""
-    examples, positions, size = len(x), x.shape[1:-1].numel(), x.shape[-1]
+    examples, positions, size = x.shape[0], x.shape[1:-1].numel(), x.shape[-1]
     if positions == 1:
         return x.reshape(examples, size)
     x = x.reshape(examples, positions, size)
@@ -191,9 +215,19 @@ def over_positions(x: Tensor) -> Tensor:
     return torch.bmm(x.new_ones(examples, 2, positions), x)[:, 0]
 
 
-def squared(gradients: Tensor) -> Tensor:
-    """The squared norm of each of some gradients."""
-    return torch.linalg.vector_norm(rows(gradients), dim=1).square()
+def norms_of(gradients: Tensor) -> Tensor:
+    """The norm of each of some gradients."""
+    return torch.linalg.vector_norm(rows(gradients), dim=1)
+
+
+def together(norms: Sequence[Tensor]) -> Tensor:
+    """The norm of a whole, from those of its pieces."""
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
+
+
+def root(squared: Tensor) -> Tensor:
+    """Norms from their squares, which rounding can have made negative."""
+    return squared.clamp_min(0).sqrt()
 
 
 def _total(terms: Iterator[Tensor]) -> Tensor:

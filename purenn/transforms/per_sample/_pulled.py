@@ -38,8 +38,7 @@ class Pulled(Part):
 
     def made(self, start: int, stop: int) -> Tensor:
         """By the derivative of the computation, for all examples at once."""
-        gradients = self.inner.dense()[start:stop] if self.inner.kept is not None else self.inner.made(start, stop)
-        return self._pull(gradients, is_batched=True)
+        return self._pull(self.inner.piece(start, stop), is_batched=True)
 
     def summed(self, weights: Tensor) -> Tensor:
         """The derivative of the computation, once."""
@@ -49,9 +48,9 @@ class Pulled(Part):
         """That of the view."""
         return self.inner.plan(budget) if self.keeps_norms else super().plan(budget)
 
-    def squared_norms(self, budget: Budget) -> Tensor:
+    def norms(self, budget: Budget) -> Tensor:
         """Those of the view."""
-        return self.inner.squared_norms(budget) if self.keeps_norms else super().squared_norms(budget)
+        return self.inner.norms(budget) if self.keeps_norms else super().norms(budget)
 
     def gram(self, other: Part) -> Tensor:
         """That of the view, if it is the same one."""

@@ -1,5 +1,6 @@
 """The record of a batch: its losses, and everything that is asked of its per-example gradients."""
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, Literal, NamedTuple, TypeVar, overload
 
@@ -11,7 +12,8 @@ from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._engine import NAME, Recorded
 from purenn.transforms.per_sample._explain import Explanation, explained
 from purenn.transforms.per_sample._kronecker import KroneckerFactors, factors_of
-from purenn.transforms.per_sample._part import Budget
+from purenn.transforms.per_sample._part import Budget, together
+from purenn.tree._walk import short
 
 P = TypeVar("P")
 Mode = Literal["flat", "per_layer", "automatic"]
@@ -70,8 +72,8 @@ class Record(Generic[P]):
             raise ArgumentError(f"{NAME}: norms(per) must be None, 'leaf' or 'layer', got {per!r}.")
         found: dict[str, list[Tensor]] = {}
         for recorded in self._slices():
-            for name, squared in self._grouped(recorded, per).items():
-                found.setdefault(name, []).append(squared.sqrt())
+            for name, own in self._grouped(recorded, per).items():
+                found.setdefault(name, []).append(own)
         norms = {name: torch.cat(parts) for name, parts in found.items()}
         return norms[""] if per is None else norms
 
@@ -88,6 +90,8 @@ class Record(Generic[P]):
         Raises:
             ArgumentError: there is not one weight for each example.
         """
+        if not isinstance(weights, Tensor) or weights.dim() != 1:
+            raise self._other_weights(weights)
         start = 0
 
         def of_slice(recorded: Recorded) -> list[Tensor]:
@@ -95,25 +99,32 @@ class Record(Generic[P]):
             own = weights[start : start + len(recorded.losses)]
             start += len(recorded.losses)
             if len(own) != len(recorded.losses):
-                raise ArgumentError(
-                    f"{NAME}: weighted_sum takes one weight for each of {len(self.losses)} examples, got shape "
-                    f"{list(weights.shape)}."
-                )
+                raise self._other_weights(weights)
             return recorded.leaves(lambda _, part: part.weighted_sum(own))
 
-        return self._assembled(of_slice, _added)
+        total = self._assembled(of_slice, _added)
+        if start != len(weights):
+            raise self._other_weights(weights)
+        return total
+
+    def _other_weights(self, weights: Any) -> ArgumentError:
+        got = short(weights) if isinstance(weights, Tensor) else f"a {type(weights).__name__}"
+        return ArgumentError(
+            f"{NAME}: weighted_sum takes a tensor with one weight for each of {len(self.losses)} examples, got {got}."
+        )
 
     def clipped_sum(self, max_norm: float, *, mode: Mode = "flat") -> P:
         """The sum of the gradients, none of which counts for more than `max_norm`.
 
         Args:
-            max_norm: the largest norm that a gradient may have, in terms of all leaves together.
+            max_norm: the largest norm that a gradient may have, in terms of all leaves together; infinite for a sum
+                of gradients as they are.
             mode: "flat" scales a gradient that is longer down to `max_norm`; "per_layer" does so for each group of
                 leaves with the same parent, each group down to ``max_norm / sqrt(number of groups)``; "automatic"
                 scales every gradient, the short ones too, by ``max_norm / (norm + 0.01)``.
 
         Raises:
-            ArgumentError: `mode` is something else, or `max_norm` is not positive.
+            ArgumentError: `mode` is something else, or `max_norm` is not positive, or infinite in automatic clipping.
 
         Source:
             Abadi et al.: Deep Learning with Differential Privacy, 2016. Per layer: McMahan et al.: Learning
@@ -124,12 +135,14 @@ class Record(Generic[P]):
             raise ArgumentError(f"{NAME}: mode must be 'flat', 'per_layer' or 'automatic', got {mode!r}.")
         if not max_norm > 0:
             raise ArgumentError(f"{NAME}: max_norm must be positive, got {max_norm}.")
+        if mode == "automatic" and not max_norm < math.inf:
+            raise ArgumentError(f"{NAME}: automatic clipping needs a finite max_norm, got {max_norm}.")
 
         def of_slice(recorded: Recorded) -> list[Tensor]:
-            squared = self._grouped(recorded, "layer" if mode == "per_layer" else None)
-            bound = max_norm / len(squared) ** 0.5
-            factors = {name: _factor(norms.sqrt(), bound, mode) for name, norms in squared.items()}
             by_layer = mode == "per_layer"
+            groups = self._grouped(recorded, "layer" if by_layer else None)
+            bound = max_norm / len(groups) ** 0.5
+            factors = {name: _factor(norms, bound, mode) for name, norms in groups.items()}
             return recorded.leaves(lambda path, part: part.weighted_sum(factors[_parent(path) if by_layer else ""]))
 
         return self._assembled(of_slice, _added)
@@ -139,7 +152,12 @@ class Record(Generic[P]):
 
         Args:
             other: a record of the same parameters, with other examples or another loss.
+
+        Raises:
+            ArgumentError: `other` is something else.
         """
+        if other is not None and not isinstance(other, Record):
+            raise ArgumentError(f"{NAME}: gram takes another record, got a {type(other).__name__}.")
         theirs = self if other is None else other
         return torch.cat(
             [torch.cat([_products(mine, their) for their in theirs._slices()], 1) for mine in self._slices()]
@@ -188,11 +206,11 @@ class Record(Generic[P]):
         return explained(next(iter(self._slices())), Budget(self._budget.left))
 
     def _grouped(self, recorded: Recorded, per: str | None) -> dict[str, Tensor]:
-        groups: dict[str, Tensor] = {}
-        for path, squared in recorded.squared_norms(self._budget).items():
+        groups: dict[str, list[Tensor]] = {}
+        for path, norms in recorded.norms(self._budget).items():
             name = path if per == "leaf" else _parent(path) if per == "layer" else ""
-            groups[name] = groups[name] + squared if name in groups else squared
-        return groups
+            groups.setdefault(name, []).append(norms)
+        return {name: together(norms) for name, norms in groups.items()}
 
     def _dense(self, recorded: Recorded) -> list[Tensor]:
         return recorded.leaves(lambda _, part: part.dense(), len(recorded.losses))
@@ -215,7 +233,9 @@ def _added(leaves: Iterable[Tensor]) -> Tensor:
 def _factor(norms: Tensor, bound: float, mode: str) -> Tensor:
     if mode == "automatic":
         return bound / (norms + STABILITY)
-    return torch.where(norms > bound, bound / norms, 1.0)
+    if bound == math.inf:
+        return torch.ones_like(norms)
+    return bound / norms.clamp_min(bound)
 
 
 def _parent(path: str) -> str:
@@ -223,6 +243,13 @@ def _parent(path: str) -> str:
 
 
 def _products(mine: Recorded, theirs: Recorded) -> Tensor:
+    one, other = ({path: short(value) for path, value, _ in each.named} for each in (mine, theirs))
+    if one != other:
+        path = next(path for path in {**one, **other} if one.get(path) != other.get(path))
+        raise ArgumentError(
+            f"{NAME}: gram takes records of the same parameters, but {path!r} is {one.get(path, 'absent')} in one and "
+            f"{other.get(path, 'absent')} in the other."
+        )
     total = mine.losses.new_zeros(len(mine.losses), len(theirs.losses))
     for (_, _, one), (_, _, other) in zip(mine.named, theirs.named, strict=True):
         if one is not None and other is not None:

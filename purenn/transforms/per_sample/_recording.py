@@ -1,6 +1,5 @@
 """`record`: from a loss and a batch to the record of its per-example gradients."""
 
-import contextlib
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -9,9 +8,10 @@ import torch
 from torch import Tensor
 
 from purenn import random
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError
 from purenn.transforms._vmap import vmap
-from purenn.transforms.per_sample._batching import explained, of_one, require_independent
+from purenn.transforms.per_sample._batching import Whole, of_one
 from purenn.transforms.per_sample._engine import NAME, Recorded, run
 from purenn.transforms.per_sample._grouped import Grouped, sums_of
 from purenn.transforms.per_sample._record import Record
@@ -84,25 +84,33 @@ def record(
             f"{NAME}: give segments or microbatch, not both: the rows of a unit must be in one piece. Cut the batch "
             f"between units yourself."
         )
-    if microbatch is not None and microbatch < 1:
-        raise ArgumentError(f"{NAME}: microbatch must be at least 1, got {microbatch}.")
+    if microbatch is not None and (not isinstance(microbatch, int) or microbatch < 1):
+        raise ArgumentError(f"{NAME}: microbatch must be a whole number, at least 1, got {microbatch!r}.")
     loss = of_one(f, NAME) if batched else f
     count = _count(inputs, in_dims) if key is not None or microbatch is not None or segments is not None else 0
     keys = None if key is None else random.split(key, count)
 
+    def piece(given: tuple, keys: Tensor | None, pair: tuple | None = None) -> Recorded:
+        if not batched:
+            return run(loss, p, given, in_dims, keys)
+        whole = Whole(f, NAME, p, pair or given, in_dims, key)
+        with whole.explained():
+            recorded = run(loss, p, given, in_dims, keys)
+        whole.require_independent(recorded.losses)
+        return recorded
+
     def whole() -> Recorded:
-        is_checked = batched and keys is None
-        with explained(f, NAME, p, inputs) if is_checked else contextlib.nullcontext():
-            recorded = run(loss, p, inputs, in_dims, keys)
-        if is_checked:
-            require_independent(f, NAME, p, inputs, recorded.losses)
+        recorded = piece(inputs, keys)
         return recorded if segments is None else _by_unit(recorded, segments, num_segments, count)
 
     def in_pieces() -> Iterator[Recorded]:
         assert microbatch is not None
         for start in range(0, max(count, 1), microbatch):
-            piece = _slice(inputs, in_dims, start, min(start + microbatch, count))
-            yield run(loss, p, piece, in_dims, None if keys is None else keys[start : start + microbatch])
+            stop = min(start + microbatch, count)
+            # An example alone shows nothing of how it mixes with others.
+            pair = _slice(inputs, in_dims, start, start + 2) if microbatch == 1 and start + 2 <= count else None
+            own = _slice(inputs, in_dims, start, stop)
+            yield piece(own, None if keys is None else keys[start:stop], pair)
 
     if microbatch is not None:
         return Record(in_pieces, budget)
@@ -133,10 +141,16 @@ def _cut(value: Any, dims: Any, start: int, stop: int) -> Any:
 
 
 def _by_unit(recorded: Recorded, segments: Tensor, num_segments: int | None, rows: int) -> Recorded:
+    if not isinstance(segments, Tensor):
+        raise ArgumentError(f"{NAME}: segments must be a tensor of whole numbers, got a {type(segments).__name__}.")
     if segments.shape != (rows,) or segments.is_floating_point() or segments.dtype == torch.bool:
         raise ArgumentError(
             f"{NAME}: segments must be whole numbers, one for each of the {rows} rows, got {short(segments)}."
         )
     count = int(segments.max()) + 1 if num_segments is None else num_segments
+    if is_plain(segments) and rows and not 0 <= int(segments.min()) <= int(segments.max()) < count:
+        raise ArgumentError(
+            f"{NAME}: segments must be from 0 to {count - 1}, got {int(segments.min())} to {int(segments.max())}."
+        )
     parts = [None if part is None else Grouped(part, segments, count) for part in recorded.parts]
     return Recorded(recorded.argument, sums_of(recorded.losses, segments, count), list(parts))

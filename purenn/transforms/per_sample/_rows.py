@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from purenn.transforms.per_sample._outer import Outer
-from purenn.transforms.per_sample._part import Part
+from purenn.transforms.per_sample._part import Part, root
 
 
 class Rows(Part):
@@ -43,8 +43,8 @@ class Rows(Part):
         return self.rows.new_zeros(self.shape).index_add(0, self.indices.flatten(), rows.flatten(0, 1))
 
     def ghost_norms(self) -> Tensor:
-        """The sum of ``row_s . row_t`` over all pairs with equal indices."""
-        return self.inner_products(self).sum((1, 2))
+        """From the sum of ``row_s . row_t`` over all pairs with equal indices."""
+        return root(self.inner_products(self).sum((1, 2)))
 
     def inner_products(self, other: "Rows") -> Tensor:
         """``[examples, T, other's T]``, zero where the indices differ."""
@@ -84,4 +84,4 @@ class TiedRows(Part):
         left, right = self.outer.left[:, 0], self.outer.right[:, 0]
         indices = self.rows.indices[:, None].expand(-1, left.shape[1], -1)
         cross = torch.gather(left, 2, indices) * torch.bmm(right, self.rows.rows.mT)
-        return self.rows.ghost_norms() + self.outer.ghost_norms() + 2 * cross.sum((1, 2))
+        return root(self.rows.ghost_norms().square() + self.outer.ghost_norms().square() + 2 * cross.sum((1, 2)))

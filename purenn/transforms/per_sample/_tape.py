@@ -17,7 +17,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from purenn.errors import MutationError
-from purenn.transforms.per_sample._handle import Handle, Node, handles_in, replaced
+from purenn.transforms.per_sample._handle import EscapedError, Handle, Node, handles_in, replaced
 from purenn.transforms.per_sample._part import Copies, Part
 
 Rule = Callable[..., Any]
@@ -115,6 +115,8 @@ class Tape:
 
     def operation(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The result of an operation that has handles among its arguments."""
+        if functorch.maybe_current_level() != self.level and self._is_differentiated():
+            raise EscapedError(f"per_sample.record: {func} uses a parameter inside of a derivative.")
         own = RULES.get(func)
         if own is not None:
             out = own(self, *args, **kwargs)
@@ -127,6 +129,10 @@ class Tape:
             args, kwargs = replaced((args, kwargs), lambda x: x.node.copies() if isinstance(x, Handle) else x)
             return func(*args, **kwargs)
         return self._computed(func, args, kwargs)
+
+    def _is_differentiated(self) -> bool:
+        within = [level for level in functorch.get_interpreter_stack() or () if level.level() > self.level]
+        return any(level.key() != functorch.TransformType.Vmap for level in within)
 
     def _computed(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         # An operation on parameters and constants: once, not once for every example.
