@@ -43,8 +43,8 @@ def from_module(module: nn.Module, *, example: Any = None, stateful: bool | None
         module: the module. One that is compiled or wrapped for data-parallel training stands for what is in it.
         example: arguments for a module with lazy parameters, a tuple: a copy of the module is called with them, which
             gives the parameters their shapes.
-        stateful: True if every buffer may be written into, though the code does not show it; False if new values of
-            buffers are to be dropped. Default: found out from the classes, as above.
+        stateful: True if parameters and buffers may be written into, though the code does not show it; False if new
+            values are to be dropped. Default: found out from the classes, as above.
 
     Returns:
         The container. Its leaves share storage with the module's tensors and do not require grad. Parameters that do

@@ -231,9 +231,16 @@ def options(module: nn.Module, takes: frozenset[str], name: str, args: tuple, kw
     """
     if "train" in takes:
         if "train" in kwargs:
+            known = binding_of(module)
             raise BridgeError(
                 f"{name}: train= is not an option of the module, which follows its own mode: call module.train() or "
                 f"module.eval()."
+                + (
+                    f" Within the function of another layer write {known.layer.__name__}(child, x, train=train), which "
+                    f"serves containers and modules alike."
+                    if known is not None
+                    else ""
+                )
             )
         kwargs = {**kwargs, "train": module.training}
     if "key" in takes and module.training and kwargs.get("key") is None:

@@ -54,8 +54,9 @@ def optimizer(cls: type[torch.optim.Optimizer], **options: Any) -> GradientTrans
 
     Raises:
         BridgeError: `cls` is no optimiser class, or one that cannot be a pure function (LBFGS, SparseAdam).
-        ArgumentError: when it runs: the state is that of something else, a leaf requires grad but the optimiser is not
-            differentiable, or it keeps state in its parameter groups.
+        ArgumentError: when it runs: the class refuses its options or the parameters, the state is that of something
+            else, a leaf requires grad but the optimiser is not differentiable, or it keeps state in its parameter
+            groups.
         TransformError: when it runs: within a transformation or a compiled function.
 
     Example:
@@ -141,7 +142,13 @@ class _Pure:
             name: value(done) if callable(value) else value for name, value in self.options.items()
         }
         make: Callable[..., torch.optim.Optimizer] = self.cls
-        return make(leaves, **options)
+        try:
+            return make(leaves, **options)
+        except (TypeError, ValueError) as error:
+            raise ArgumentError(
+                f"{self.name}: torch's class refuses the options or the parameters: {error}. What it cannot train is "
+                f"left to another optimiser by pn.optim.multi_transform."
+            ) from error
 
     def run_once(self, optimizer: torch.optim.Optimizer) -> None:
         (group,) = optimizer.param_groups

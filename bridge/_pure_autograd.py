@@ -12,6 +12,7 @@ import attrs
 import torch
 from torch import Tensor
 from torch.autograd.function import Function
+from torch.nn.modules._functions import BackwardHookFunction
 from torch.utils.checkpoint import CheckpointFunction
 
 from bridge._pure_questions import running
@@ -68,7 +69,7 @@ class _Place:
 def _forward(old: type, record: _Record, *args: Any) -> tuple:
     ctx = _Context(len(args))
     result = old.forward(ctx, *args)
-    outputs = result if isinstance(result, tuple) else (result,)
+    outputs = tuple([_other(y, args) for y in (result if isinstance(result, tuple) else (result,))])
     record.outputs = len(outputs) if isinstance(result, tuple) else None
     flags = {id(tensor) for tensor in getattr(ctx, "not_differentiable", ())}
     record.not_differentiable = tuple(n for n, output in enumerate(outputs) if id(output) in flags)
@@ -85,6 +86,12 @@ def _forward(old: type, record: _Record, *args: Any) -> tuple:
 
     record.attributes = {name: placed(value) for name, value in vars(ctx).items() if name != "not_differentiable"}
     return tuple(saved[len(args) :])
+
+
+def _other(output: Any, args: tuple) -> Any:
+    # An input that is returned as it is must not be saved for the backward as well.
+    is_input = isinstance(output, Tensor) and any(output is value for value in args)
+    return output.view_as(output) if is_input else output
 
 
 def _restored(record: _Record, tensors: Sequence[Any]) -> _Context:
@@ -137,6 +144,11 @@ def _make(original: Callable[..., Any]) -> Callable[..., Any]:
         is_old = cls.setup_context is Function.setup_context
         if not is_old or not torch._C._are_functorch_transforms_active():
             return original(cls, *args, **kwargs)
+        if cls is BackwardHookFunction:
+            raise GradientError(
+                f"{running(running_paths())} has a backward hook, which torch's transformations cannot run. Remove it, "
+                f"or take the gradient by pn.grad outside of pn.vmap."
+            )
         record = _Record()
         try:
             outputs = original(_renewed(cls), record, *args, **kwargs)

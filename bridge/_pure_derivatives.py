@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bridge._pure_context import Context, Handler
+from bridge._pure_questions import answer
+from bridge._pure_values import is_unknown
 from purenn import layers, losses
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError
@@ -106,7 +108,7 @@ def _interpolate(
     if is_plain() or options.get("antialias"):
         return F.interpolate(input, size, scale_factor, **options)
     options.pop("antialias", None)
-    sizes = {"size": _hashable(size), "scale_factor": _hashable(scale_factor)}
+    sizes = {"size": _hashable(context, size), "scale_factor": _hashable(context, scale_factor)}
     try:
         return layers.upsample(layers.Upsample(**sizes, **options), input)
     except ArgumentError:
@@ -114,8 +116,12 @@ def _interpolate(
         return F.interpolate(input, size, scale_factor, **options)
 
 
-def _hashable(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _hashable(context: Context, value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return tuple([_hashable(context, item) for item in value])
+    if isinstance(value, Tensor):
+        return answer("item", (value,), context.paths) if is_unknown(value) else value.item()
+    return value
 
 
 def _adaptive_avg_pool(function: Any) -> Handler:

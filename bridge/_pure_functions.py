@@ -129,6 +129,11 @@ def _question(kind: str, function: Any, convert: type | None = None) -> Handler:
     return run
 
 
+def _format(context: Context, tensor: Tensor, spec: str) -> str:
+    """In the text of an error that may never be raised; it is no question."""
+    return f"<values of {list(tensor.shape)}>" if is_unknown(tensor) else Tensor.__format__(tensor, spec)
+
+
 def _one_hot(context: Context, input: Tensor, num_classes: int = -1) -> Tensor:
     """Without the check that there are so many classes, which would have to look at the values."""
     if not is_unknown(input) or num_classes < 0:
@@ -160,6 +165,7 @@ HANDLERS: dict[Any, Handler] = {
     Tensor.__int__: _question("int", Tensor.__int__, int),
     Tensor.__float__: _question("float", Tensor.__float__, float),
     Tensor.__index__: _question("int", Tensor.__index__, int),
+    Tensor.__format__: _format,
     Tensor.item: _question("item", Tensor.item),
     Tensor.tolist: _question("tolist", Tensor.tolist),
     torch.equal: _question("torch.equal", torch.equal),

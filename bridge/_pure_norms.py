@@ -9,6 +9,7 @@ from torch import Tensor
 from bridge._pure_context import Context, Handler
 from purenn import ops
 from purenn._modes import is_plain
+from purenn.ops._statistics import all_space, one_space
 
 _torch: Any = F
 
@@ -27,13 +28,22 @@ def _batch_norm(
     if is_plain():
         if training:
             context.require_free(running_mean, running_var)
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
+        statistics = _detached(running_mean), _detached(running_var)
+        y = F.batch_norm(one_space(input), *statistics, weight, bias, training, momentum, eps)
+        return all_space(y, input)
     if training:
-        _torch._verify_batch_size(input.size())
         momentum = _averaging(context, momentum)
     y, new = ops.batch_norm(input, running_mean, running_var, weight, bias, train=training, momentum=momentum, eps=eps)
+    if training:
+        # Only now: who records the operations has more to say about an input of a single value.
+        _torch._verify_batch_size(input.size())
     _adopt(context, (running_mean, running_var), new)
     return y
+
+
+def _detached(statistic: Tensor | None) -> Tensor | None:
+    # On the same memory, into which the kernels write; they refuse what requires grad.
+    return statistic.detach() if statistic is not None and statistic.requires_grad else statistic
 
 
 def _averaging(context: Context, momentum: float) -> float | Tensor:
@@ -74,7 +84,9 @@ def _instance_norm(
     if is_plain():
         if use_input_stats:
             context.require_free(running_mean, running_var)
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
+        options: Any = weight, bias, use_input_stats, momentum, eps
+        y = F.instance_norm(one_space(input), _detached(running_mean), _detached(running_var), *options)
+        return all_space(y, input)
     if use_input_stats:
         _torch._verify_spatial_size(input.size())
     y, new = ops.instance_norm(

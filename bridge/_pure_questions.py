@@ -22,6 +22,8 @@ _ANSWERS: dict[CodeType, Any] = {
     nn.modules.batchnorm._BatchNorm.forward.__code__: 1.0,
     nn.modules.batchnorm.SyncBatchNorm.forward.__code__: 1.0,
 }
+# In torch's errors about what depends on values.
+_BY_VALUE = ("dynamic shape", "differently shaped", ".item()")
 # How far above the question its asker may be.
 _FRAMES = 8
 
@@ -91,7 +93,7 @@ def explained(error: RuntimeError, function: str, paths: Mapping[int, str]) -> P
             f"{running(paths)} differentiates by requires_grad_ and autograd, which torch's transformations cannot "
             f"see. Within the module, use torch.func.grad or torch.func.vjp."
         )
-    if not text.startswith("vmap:") or not ("dynamic shape" in text or ".item()" in text):
+    if not text.startswith("vmap:") or not any(part in text for part in _BY_VALUE):
         return None
     return BatchingError(
         f"{running(paths)} calls {function}, whose result has a shape that depends on the values of a tensor, or which "

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from bridge._pure_context import Context, Handler
+from bridge._pure_values import is_unknown
 from purenn import layers
 from purenn._modes import is_plain
 
@@ -77,6 +78,7 @@ class _Packing:
         steps, batch = torch.arange(len(sizes)).unsqueeze(-1), torch.arange(sizes[0])
         valid = batch < batch_sizes.unsqueeze(-1)
         starts = torch.cat([batch_sizes.new_zeros(1), batch_sizes.cumsum(0)[:-1]]).unsqueeze(-1)
+        self.valid = valid
         self.rows = torch.where(valid, starts + batch, 0)
         self.lengths = valid.sum(0)
         self.places = (steps * sizes[0] + batch)[valid]
@@ -88,6 +90,29 @@ class _Packing:
     def packed(self, x: Tensor) -> Tensor:
         """The rows of what is ``[length, batch, features]``."""
         return x.flatten(0, 1)[self.places.to(x.device)]
+
+
+def _pack(context: Context, input: Tensor, lengths: Tensor, batch_first: bool) -> tuple[Tensor, Tensor]:
+    kernel = _torch._pack_padded_sequence
+    if is_plain() or is_unknown(lengths):
+        return kernel(input, lengths, batch_first)
+    # The kernel, which has no batching rule, is asked where each row is from.
+    places, sizes = kernel(torch.arange(input.shape[:2].numel()).view(input.shape[:2]), lengths, batch_first)
+    return input.flatten(0, 1)[places.to(input.device)], sizes
+
+
+def _pad(
+    context: Context, data: Tensor, batch_sizes: Tensor, batch_first: bool, padding_value: float, total_length: int
+) -> tuple[Tensor, Tensor]:
+    kernel = _torch._pad_packed_sequence
+    if is_plain() or is_unknown(batch_sizes):
+        return kernel(data, batch_sizes, batch_first, padding_value, total_length)
+    order = _Packing(batch_sizes)
+    x = order.padded(data)
+    x = torch.where(order.valid.view(*x.shape[:2], *[1] * (x.dim() - 2)).to(x.device), x, padding_value)
+    if total_length > len(x):
+        x = torch.cat([x, x.new_full((total_length - len(x), *x.shape[1:]), padding_value)])
+    return x.transpose(0, 1) if batch_first else x, order.lengths
 
 
 def _cell(name: str) -> Handler:
@@ -112,6 +137,8 @@ def _cell(name: str) -> Handler:
 
 
 HANDLERS: dict[Any, Handler] = {
+    _torch._pack_padded_sequence: _pack,
+    _torch._pad_packed_sequence: _pad,
     **{getattr(_torch, name): _sequences(name) for name in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
     **{getattr(_torch, f"{name}_cell"): _cell(f"{name}_cell") for name in ("rnn_tanh", "rnn_relu", "gru", "lstm")},
 }

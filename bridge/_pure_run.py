@@ -1,10 +1,12 @@
 """Running a module's own code on the tensors of a container, without touching either."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
 from bridge._pure_autograd import APPLY, CHECKPOINT
@@ -43,7 +45,7 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
         for made in mounted.writes.copies:
             del mounted.writes.protected[made]
         paths = {id(copy.modules[i]): path for i, path in mounted.paths.items()}
-        with _replaced(paths), Pure(mounted.writes, key, paths):
+        with _without_cache(), _replaced(paths), Pure(mounted.writes, key, paths):
             out = copy.modules[place.index](*args, **kwargs)
         if mounted.writes.newest:
             out = mounted.writes.renewed(out)
@@ -53,6 +55,20 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
             hook.remove()
         copy.clear()
         template.give_back(copy)
+
+
+def _without_cache() -> contextlib.AbstractContextManager[None]:
+    return _own_cache() if parametrize._cache_enabled else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _own_cache() -> Iterator[None]:
+    # Within `torch.nn.utils.parametrize.cached` tensors are known by their module, which has others in every call.
+    before, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = before
 
 
 def _replaced(paths: dict[int, str]) -> contextlib.AbstractContextManager[None]:

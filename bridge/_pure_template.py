@@ -12,9 +12,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import attrs
+import optree
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
+from bridge._pure_copies import copied
 from bridge._pure_derivatives import FORWARDS
 from bridge._pure_likeness import CARRIED, Likeness, class_of
 from bridge._pure_writers import Written, written_by
@@ -86,7 +89,9 @@ class Template:
         }
         parameters, buffers = tuple(module._parameters), tuple(module._buffers)
         written = written_by(module) if self.stateful is None else Written(frozenset(buffers))
-        writes = bool(written.always or written.in_training) or any(child.stateful for child in children.values())
+        # If it is said that a module writes, then that may be into parameters as well.
+        said = bool(self.stateful and (parameters or buffers))
+        writes = said or bool(written.always or written.in_training) or any(c.stateful for c in children.values())
         below = tuple((name, child.signature) for name, child in children.items())
         facts.places[id(module)] = place = Place(
             index=facts.numbers[id(module)],
@@ -106,7 +111,7 @@ class Template:
         try:
             return self._free.pop()
         except IndexError:
-            return Copy(copy.deepcopy(self.module, {id(t): t for t in _tensors_of(self.module)}))
+            return Copy(copied(self.module, {id(t): t for t in _tensors_of(self.module)}))
 
     def give_back(self, used: "Copy") -> None:
         """Let others take a copy, which is again as it was made."""
@@ -133,6 +138,9 @@ class Copy:
     def __init__(self, module: nn.Module) -> None:
         self.modules = list(module.modules())
         self._empty = [module.__dict__ for module in self.modules]
+        self._hooks = [value for own in self._empty for name, value in own.items() if name in _HOOKS]
+        self._kept_hooks = {id(hooks): dict(hooks) for hooks in self._hooks if hooks}
+        self._registered = RemovableHandle.next_id
 
     def mount(self, place: Place, parameters: dict[str, Any], buffers: dict[str, Any], train: bool) -> None:
         """Put tensors into one module, until `clear`."""
@@ -156,9 +164,21 @@ class Copy:
         """Take everything out that calls have put in."""
         for module, empty in zip(self.modules, self._empty, strict=True):
             object.__setattr__(module, "__dict__", empty)
+        if RemovableHandle.next_id != self._registered:
+            self._forget_hooks()
+
+    def _forget_hooks(self) -> None:
+        # Somebody has registered some since the last call, and these modules may have done so.
+        for hooks in self._hooks:
+            kept = self._kept_hooks.get(id(hooks), {})
+            if list(hooks) != list(kept):
+                hooks.clear()
+                hooks.update(kept)
+        self._registered = RemovableHandle.next_id
 
 
 _OWN = frozenset({*nn.Module().__dict__, "_parameters", "_buffers", "_modules"})
+_HOOKS = frozenset(name for name in _OWN if "_hooks" in name)
 
 
 def stripped(module: nn.Module, caller: str) -> nn.Module:
@@ -174,12 +194,13 @@ def stripped(module: nn.Module, caller: str) -> nn.Module:
     # A copy that never allocates: the copier finds every tensor already "copied", to the meta device.
     memo: dict[int, Any] = {id(tensor): _without_data(tensor) for tensor in _tensors_of(module)}
     for child in module.modules():
-        for value in child.__dict__.values():
+        kept: Any = {name: value for name, value in child.__dict__.items() if name not in _OWN}
+        for value in optree.tree_leaves(kept, none_is_leaf=True, namespace=""):
             if isinstance(value, Tensor):
                 # A result that the module keeps, of which torch makes no deep copies.
                 memo.setdefault(id(value), value.detach().clone())
     try:
-        made = copy.deepcopy(module, memo)
+        made = copied(module, memo)
     except (TypeError, RuntimeError, AttributeError) as error:
         raise BridgeError(
             f"{caller}: the module ({type(module).__name__}) cannot be copied, because something in it cannot: {error}."

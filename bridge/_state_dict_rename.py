@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from purenn.errors import CheckpointError
+from purenn.tree._checks import a_or_an
 
 #: Beginnings of names to what stands there instead, or a function of the name.
 Rename = Mapping[str, str] | Callable[[str], str | None]
@@ -11,6 +12,7 @@ Rename = Mapping[str, str] | Callable[[str], str | None]
 
 def renamed(tensors: Mapping[str, Any], rename: Rename | None) -> tuple[dict[str, Any], list[str]]:
     """The tensors under their new names, and a line for each name that two of them would have."""
+    _require_rules(rename)
     found: dict[str, Any] = {}
     origin: dict[str, str] = {}
     problems = []
@@ -23,6 +25,15 @@ def renamed(tensors: Mapping[str, Any], rename: Rename | None) -> tuple[dict[str
             continue
         found[new], origin[new] = value, old
     return found, problems
+
+
+def _require_rules(rename: Any) -> None:
+    if isinstance(rename, Mapping):
+        wrong = next((rule for rule in rename.items() if not all(isinstance(name, str) for name in rule)), None)
+        if wrong is not None:
+            raise CheckpointError(f"load_state_dict: rename must map names to names, got {wrong[0]!r}: {wrong[1]!r}.")
+    elif not (rename is None or callable(rename)):
+        raise CheckpointError(f"load_state_dict: rename must be a dict of names or a function, got {a_or_an(rename)}.")
 
 
 def unused_rules(tensors: Mapping[str, Any], rename: Rename | None) -> list[str]:

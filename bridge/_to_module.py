@@ -1,7 +1,6 @@
 """From a container to a module."""
 
 from collections.abc import Callable
-from copy import deepcopy
 from typing import Any, overload
 
 import attrs
@@ -10,6 +9,7 @@ from torch import Tensor, nn
 from bridge._convert_registry import back_of
 from bridge._module import Group, Module
 from bridge._opaque import Opaque, carry
+from bridge._pure_copies import copied
 from bridge._pure_function import give_function
 from bridge._twins import carrier_class
 from purenn.errors import BridgeError
@@ -141,7 +141,7 @@ class _Builder:
 
     def foreign(self, p: Opaque, kind: str) -> nn.Module:
         """The original class with the container's tensors in it."""
-        made = deepcopy(p._skeleton.module)
+        made = copied(p._skeleton.module, {})
         aliases = aliases_of(p)
         for leaf, value in walk(untie(p) if aliases else p):
             *parent, last = leaf.path.split(".")

@@ -30,8 +30,23 @@ def standardise(
     Returns:
         The result; the mean and the biased variance that were used, through which no gradient flows.
     """
-    y, mean, inverse_std = torch.native_batch_norm(_at_least_float32(x), None, None, None, None, True, 0.0, eps)
-    return y.to(x.dtype), mean.detach(), (inverse_std.detach().pow(-2) - eps).clamp_min(0)
+    wide = one_space(_at_least_float32(x))
+    y, mean, inverse_std = torch.native_batch_norm(wide, None, None, None, None, True, 0.0, eps)
+    return all_space(y, x).to(x.dtype), mean.detach(), (inverse_std.detach().pow(-2) - eps).clamp_min(0)
+
+
+def one_space(x: Tensor) -> Tensor:
+    """A batch of one with all positions in one dimension, other batches as they are.
+
+    With more dimensions torch's kernels for the CPU take an example whose channels come last in memory, or its
+    gradient, for one whose channels come first, and give silently wrong gradients.
+    """
+    return x.flatten(2) if x.dim() > 3 and x.shape[0] == 1 else x
+
+
+def all_space(y: Tensor, x: Tensor) -> Tensor:
+    """What was made of ``one_space(x)`` in the shape of `x`."""
+    return y if y.dim() == x.dim() else y.reshape(x.shape)
 
 
 def batch_norm(
@@ -69,7 +84,8 @@ def batch_norm(
     running = running_mean, running_var = _detached(running_mean), _detached(running_var)
     if not train and running_mean is not None and running_var is not None:
         if is_plain():
-            return F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps), running
+            y = F.batch_norm(one_space(x), running_mean, running_var, weight, bias, False, 0.0, eps)
+            return all_space(y, x), running
         scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
         shift = -running_mean * scale if bias is None else bias - running_mean * scale
         return _affine(x, scale, shift), running
@@ -77,7 +93,8 @@ def batch_norm(
         return _affine(x, weight, bias), running
     if is_plain() and not x.is_meta:
         updated = _copies(running) if train else (None, None)
-        return F.batch_norm(x, *updated, weight, bias, True, float(momentum), eps), updated
+        y = F.batch_norm(one_space(x), *updated, weight, bias, True, float(momentum), eps)
+        return all_space(y, x), updated
     y, mean, var = standardise(x, eps=eps)
     if train and running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
@@ -108,7 +125,8 @@ def instance_norm(
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     if is_plain():
         updated = _copies(running) if train else (None, None)
-        return F.instance_norm(x, *updated, weight, bias, True, momentum, eps), updated
+        y = F.instance_norm(one_space(x), *updated, weight, bias, True, momentum, eps)
+        return all_space(y, x), updated
     batch, channels, *space = x.shape
     y, mean, var = standardise(x.reshape(1, batch * channels, *space), eps=eps)
     if train and running_mean is not None and running_var is not None:

@@ -253,6 +253,20 @@ def test_refused_classes() -> None:
         assert str(error.value) == message
 
 
+def test_what_the_class_refuses(device: torch.device) -> None:
+    """Options that it does not have, or refuses, and parameters that it cannot train are an error of ours."""
+    told = "torch's class refuses the options or the parameters: "
+    for cls, options, text in (
+        (optim.SGD, {"lr": -1.0}, f"SGD: {told}Invalid learning rate: -1.0."),
+        (optim.SGD, {"speed": 1.0}, f"SGD: {told}SGD.__init__() got an unexpected keyword argument 'speed'."),
+    ):
+        with pytest.raises(ArgumentError) as error:
+            bridge.optimizer(cls, **options).init(make(device))
+        assert str(error.value) == (
+            f"{text} What it cannot train is left to another optimiser by pn.optim.multi_transform."
+        )
+
+
 def test_misuse(device: torch.device) -> None:
     """Wrong states and structures, gradients that would be cut off, and transformations are errors."""
     p = make(device)

@@ -1,12 +1,11 @@
 """What `torch.func` refuses, within an opaque container."""
 
-from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_padded_sequence
 
 import bridge
 import purenn as pn
@@ -58,6 +57,26 @@ def test_autograd_functions(device: torch.device) -> None:
     torch.testing.assert_close(found, 3 * x * x.exp(), rtol=0, atol=1e-12)
 
 
+class Reversed(torch.autograd.Function):
+    """Returns its input as it is."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, factor: float) -> tuple[Tensor]:
+        ctx.factor = factor
+        return (x,)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return -ctx.factor * gradient, None
+
+
+def test_autograd_functions_that_return_an_input(device: torch.device) -> None:
+    """So does one that reverses the gradient and nothing else."""
+    p, x = bridge.from_module(WithFunction(Reversed).to(device)), randn(device, 4, 3)
+    found = pn.vmap(pn.grad(lambda p, x: p(x).sum()), (None, 0))(p, x).weight
+    torch.testing.assert_close(found, -3 * x, rtol=0, atol=1e-12)
+
+
 class Numpy(torch.autograd.Function):
     """Computes where no transformation can follow."""
 
@@ -80,22 +99,20 @@ def test_autograd_functions_without_a_rule() -> None:
     assert text.endswith("Write its forward without ctx, and a staticmethod setup_context.")
 
 
-def test_packed_sequences(device: torch.device) -> None:
-    """A recurrent module takes packed sequences, also within transformations."""
-    module = nn.LSTM(3, 4, 2, bidirectional=True).to(device, DOUBLE)
-    p, x = bridge.from_module(module), randn(device, 5, 3, 3)
-    lengths = torch.tensor([2, 5, 3])
-
-    def run(f: Callable[..., Any], x: Tensor) -> Tensor:
-        y, (h, c) = f(pack_padded_sequence(x, lengths, enforce_sorted=False))
-        return torch.cat([part.flatten() for part in (y.data, h, c)])
-
-    torch.testing.assert_close(run(p, x), run(module, x), rtol=0, atol=1e-12)
-    module.zero_grad()
-    run(module, x).square().sum().backward()
-    found = torch.func.grad(lambda p: run(p, x).square().sum())(p)
-    for name, parameter in module.named_parameters():
-        torch.testing.assert_close(getattr(found, name), parameter.grad, rtol=0, atol=1e-10)
+def test_backward_hooks(device: torch.device) -> None:
+    """They run in a gradient; where torch cannot run them, the error names the module."""
+    module = nn.Sequential(nn.Linear(3, 3), nn.Tanh()).to(device, DOUBLE)
+    module[1].register_full_backward_hook(lambda module, inputs, outputs: (3 * inputs[0],))
+    p, x = bridge.from_module(module), randn(device, 2, 3)
+    module(x[0]).sum().backward()
+    found = pn.grad(lambda p: p(x[0]).sum())(p)
+    torch.testing.assert_close(dict(pn.tree.named_leaves(found))["0.weight"], module[0].weight.grad, rtol=0, atol=1e-12)
+    with pytest.raises(GradientError) as error:
+        pn.vmap(pn.grad(lambda p, x: p(x).sum()), (None, 0))(p, x)
+    assert str(error.value) == (
+        "'1' (Tanh) has a backward hook, which torch's transformations cannot run. Remove it, or take the gradient by "
+        "pn.grad outside of pn.vmap."
+    )
 
 
 class Branching(nn.Module):
@@ -163,15 +180,22 @@ class Selecting(nn.Module):
         return x[x > 0].sum() + x.nonzero().sum()
 
 
-def test_shapes_that_depend_on_values(device: torch.device) -> None:
+class Masking(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.masked_select(x > 0)
+
+
+@pytest.mark.parametrize(("cls", "function"), [(Selecting, "__getitem__"), (Masking, "masked_select")])
+def test_shapes_that_depend_on_values(cls: type[nn.Module], function: str, device: torch.device) -> None:
     """So is code whose shapes depend on values."""
-    p, x = bridge.from_module(nn.Sequential(nn.Tanh(), Selecting())), randn(device, 2, 3)
-    assert torch.equal(p(x), Selecting()(x.tanh()))
+    p, x = bridge.from_module(nn.Sequential(nn.Tanh(), cls())), randn(device, 2, 3)
+    assert torch.equal(p(x), cls()(x.tanh()))
     with pytest.raises(BatchingError) as error:
         pn.vmap(lambda x: p(x))(x)
     assert str(error.value) == (
-        "'1' (Selecting) calls __getitem__, whose result has a shape that depends on the values of a tensor, or which "
-        "looks at them. Under vmap a tensor stands for many values: compute all cases and choose with torch.where."
+        f"'1' ({cls.__name__}) calls {function}, whose result has a shape that depends on the values of a tensor, or "
+        "which looks at them. Under vmap a tensor stands for many values: compute all cases and choose with "
+        "torch.where."
     )
 
 
@@ -221,3 +245,25 @@ def test_a_part_named_self(device: torch.device) -> None:
     module.forward = lambda x: module.self(x)
     p, weight = bridge.from_module(module.to(device)), torch.zeros(3, device=device)
     assert pn.replace(p, self=pn.replace(p.self, weight=weight)).self.weight is weight
+
+
+class Telling(nn.Module):
+    """Has a text with values for an error that it does not raise, and sizes that are tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("size", torch.tensor([4, 6]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        text = f"the sum is {x.sum()}"
+        assert text.startswith("the sum is")
+        return F.interpolate(x, (self.size[0], self.size[1]))
+
+
+def test_texts_and_sizes(device: torch.device) -> None:
+    """Values in texts are not looked at; sizes may be tensors, if they are the same for all examples and models."""
+    module = Telling().to(device)
+    p, x = bridge.from_module(module), randn(device, 2, 1, 3, 2, 3)
+    expected = torch.stack([module(example) for example in x])
+    assert torch.equal(pn.vmap(p)(x), expected)
+    assert torch.equal(pn.vmap(lambda p, x: p(x))(pn.tree.stack([p, p]), x), expected)

@@ -199,6 +199,14 @@ def test_rename_errors() -> None:
     with pytest.raises(CheckpointError) as error:
         bridge.load_state_dict(p, tensors, rename=wrong)
     assert str(error.value) == "load_state_dict: rename('a.weight') must be a name or None, got 8."
+    for rename, text in (
+        ({"a": 1}, "load_state_dict: rename must map names to names, got 'a': 1."),
+        ("a", "load_state_dict: rename must be a dict of names or a function, got a str."),
+    ):
+        wrong = rename
+        with pytest.raises(CheckpointError) as error:
+            bridge.load_state_dict(p, tensors, rename=wrong)
+        assert str(error.value) == text
 
 
 def test_wrong_arguments() -> None:

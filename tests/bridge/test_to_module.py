@@ -294,7 +294,9 @@ def test_errors(device: torch.device) -> None:
         "Holding has no function to run: bind one with @pn.applies(Holding)."
     )
     assert text_of(lambda: bridge.to_module(p)(inputs(device), train=True)) == (
-        "Net: train= is not an option of the module, which follows its own mode: call module.train() or module.eval()."
+        "Net: train= is not an option of the module, which follows its own mode: call module.train() or module.eval(). "
+        "Within the function of another layer write net(child, x, train=train), which serves containers and modules "
+        "alike."
     )
     module = bridge.to_module(Rebuilding(BatchNorm1d.init(3, device=device)))
     assert text_of(lambda: module(torch.ones(2, 3, device=device))) == (
