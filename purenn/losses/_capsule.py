@@ -31,7 +31,7 @@ def margin_loss(
 
     Raises:
         ShapeError: `target` has not the shape of `lengths` without its last axis.
-        ArgumentError: an unknown reduction.
+        ArgumentError: `target` holds no integers, or an unknown reduction.
 
     Source:
         Sabour, Frosst, Hinton: Dynamic Routing Between Capsules, 2017, equation 4.
@@ -59,7 +59,7 @@ def reconstruction_loss(
         reduction: over the batch: "mean", "sum" or "none".
 
     Raises:
-        ShapeError: the shapes differ.
+        ShapeError: the shapes differ, or have fewer than `event_dims` axes.
         ArgumentError: an unknown reduction.
 
     Source:
@@ -69,6 +69,11 @@ def reconstruction_loss(
         raise ShapeError(
             f"reconstruction_loss: the reconstruction has shape {tuple(reconstruction.shape)}, the image "
             f"{tuple(image.shape)}; they must be equal."
+        )
+    if image.dim() < event_dims:
+        raise ShapeError(
+            f"reconstruction_loss: an image has event_dims={event_dims} axes, got shape {tuple(image.shape)}. For flat "
+            f"images write event_dims=1."
         )
     axes = tuple(range(-event_dims, 0))
     return reduced(weight * (reconstruction - image).square().sum(axes), reduction)
@@ -93,7 +98,7 @@ def spread_loss(
 
     Raises:
         ShapeError: `target` has not the shape of `activations` without its last axis.
-        ArgumentError: an unknown reduction.
+        ArgumentError: `target` holds no integers, or an unknown reduction.
 
     Source:
         Hinton, Sabour, Frosst: Matrix capsules with EM routing, 2018, equation 3.
@@ -130,6 +135,8 @@ def spread_margin(
 
 def _present(loss: str, name: str, values: Tensor, target: Tensor) -> Tensor:
     """Where the class of each example is, as booleans of the shape of `values`."""
+    if target.is_floating_point():
+        raise ArgumentError(f"{loss}: target must hold class numbers, integers, got {target.dtype}.")
     if target.shape != values.shape[:-1]:
         raise ShapeError(
             f"{loss}: target must hold one class for every example, shape {tuple(values.shape[:-1])} for {name} "

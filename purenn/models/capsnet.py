@@ -158,6 +158,7 @@ def decode(
 
     Raises:
         ArgumentError: the network has no decoder.
+        ShapeError: `label` holds no class for each example.
     """
     if not len(p.decoder):
         raise ArgumentError("decode: this network has no decoder; make it with CapsNet.init(key, decoder=(512, 1024)).")

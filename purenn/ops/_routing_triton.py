@@ -31,7 +31,7 @@ def kernels_run(W: Tensor, u: Tensor) -> bool:
     _, out_caps, _, out_dim, in_dim = W.shape
     matrices = _padded(out_caps) * _padded(out_dim) * _components(in_dim)
     # Models are an axis of a grid, and places within the matrices of one are 32-bit numbers.
-    if not (W.numel() and u.numel() and matrices <= _MATRICES and len(W) < 2**16 and W[0].numel() < 2**31):
+    if not (W.numel() and u.numel() and matrices <= _MATRICES and len(W) < 2**16 and W.shape[1:].numel() < 2**31):
         return False
     return _is_interpreted() or (u.is_cuda and W.dtype == u.dtype in _DTYPES and _is_supported(u.device))
 

@@ -29,7 +29,7 @@ def squash(s: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
 def squash_exponential(s: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tensor, "..."]:
     """``(1 - exp(-n)) * s / n`` with ``n = |s|`` along `dim`: like n for short vectors, not like its square.
 
-    Value and gradient are finite at 0 and at any length. Half precision is computed in float32.
+    Value, gradient and second derivatives are finite at 0 and at any length. Half precision is computed in float32.
 
     Args:
         s: vectors along `dim`.
@@ -43,7 +43,19 @@ def squash_exponential(s: Float[Tensor, "..."], *, dim: int = -1) -> Float[Tenso
     """
     x = _single(s)
     n, zero = _lengths(x, dim)
-    return (torch.where(zero, 1, -torch.expm1(-n) / n) * x).to(s.dtype)
+    n = torch.where(zero, 0, n)
+    # Derivatives of the quotient are differences of powers of 1 / n: for short vectors its series serves.
+    short = n < 0.5
+    long = torch.where(short, 1, n)
+    return (torch.where(short, _series(torch.where(short, n, 0)), -torch.expm1(-long) / long) * x).to(s.dtype)
+
+
+def _series(n: Tensor) -> Tensor:
+    # (1 - exp(-n)) / n = 1 - n / 2 (1 - n / 3 (1 - n / 4 (...))), to float64's precision below one half.
+    total = torch.ones_like(n)
+    for k in range(14, 1, -1):
+        total = 1 - n / k * total
+    return total
 
 
 def pull_squash(s: Tensor, gradient: Tensor) -> Tensor:

@@ -267,3 +267,55 @@ def test_errors(device: torch.device) -> None:
         "got W (3, 7, 5, 4) and u (4, 7)."
     )
     assert math.isfinite(float(dynamic_routing(W, torch.zeros_like(u[0])).sum()))
+    with pytest.raises(ArgumentError) as error:
+        DynamicRouting.init(pn.random.key(0), 3, 2, iterations=1.5)
+    assert str(error.value) == "DynamicRouting: iterations must be a whole number, got 1.5."
+
+
+@pytest.mark.parametrize("memory", ["auto", "votes", "folded", "tiled"])
+def test_what_does_not_fit_the_layer(memory: str, device: torch.device) -> None:
+    """Capsules of other numbers, sizes and dtypes are refused in every form, tiles of many votes included."""
+    weight = torch.zeros(10, 300, 4, 2, dtype=DOUBLE, device=device)
+    p = DynamicRouting(weight, memory=memory)
+    for shape in ((2, 301, 2), (2, 299, 2), (300, 3), (2,)):
+        with pytest.raises(ShapeError) as error:
+            p(torch.zeros(shape, dtype=DOUBLE, device=device))
+        assert str(error.value) == (
+            f"dynamic_routing: expected W [out_caps, in_caps, out_dim, in_dim] and u [*batch, in_caps, in_dim], got W "
+            f"(10, 300, 4, 2) and u {shape}."
+        )
+    with pytest.raises(ArgumentError) as error:
+        p(torch.zeros(2, 300, 2, dtype=torch.float32, device=device))
+    assert str(error.value) == (
+        "dynamic_routing: W is torch.float64 and u is torch.float32; cast one of them, as with u.to(W.dtype)."
+    )
+    for iterations, text in ((0, "must be at least 1, got 0."), (2.0, "must be a whole number, got 2.0.")):
+        with pytest.raises(ArgumentError) as error:
+            pn.replace(p, iterations=iterations)(torch.zeros(2, 300, 2, dtype=DOUBLE, device=device))
+        assert str(error.value) == f"dynamic_routing: iterations {text}"
+
+
+@pytest.mark.parametrize("memory", ["votes", "folded", "tiled"])
+def test_autocast(memory: str, device: torch.device) -> None:
+    """Under autocast single and half precision mix, and gradients keep the dtypes of their leaves."""
+    generator = torch.Generator().manual_seed(0)
+    W = 0.3 * torch.randn(3, 40, 5, 4, generator=generator).to(device)
+    u = torch.randn(4, 40, 4, generator=generator).to(device, torch.bfloat16)
+    expected = routing(DynamicRouting(W), u.float())
+    with torch.autocast(device.type, torch.bfloat16):
+        got = routing(DynamicRouting(W, memory=memory), u)
+        grads = grad(lambda W, u: routing(DynamicRouting(W, memory=memory), u).float().square().sum(), (0, 1))(W, u)
+    torch.testing.assert_close(got.float(), expected, rtol=0, atol=0.03)
+    assert [x.dtype for x in grads] == [torch.float32, torch.bfloat16]
+
+
+def test_labels_that_do_not_fit(device: torch.device) -> None:
+    """A mask needs a class for every example."""
+    poses = torch.ones(2, 3, 4, device=device)
+    for label, got in ((torch.zeros(3, dtype=torch.int64, device=device), "(3,)"), (1, "1")):
+        with pytest.raises(ShapeError) as error:
+            mask_capsules(poses, label)
+        assert str(error.value) == (
+            "mask_capsules: label must hold one class for every example, a tensor of shape (2,) for capsules of shape "
+            f"(2, 3, 4), got {got}."
+        )

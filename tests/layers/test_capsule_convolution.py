@@ -9,7 +9,7 @@ from torch.func import vmap
 
 import bridge
 import purenn as pn
-from purenn.errors import ShapeError
+from purenn.errors import ArgumentError, ShapeError
 from purenn.layers import (
     AgreementRouting,
     CapsuleDropout,
@@ -212,3 +212,35 @@ def test_errors(device: torch.device) -> None:
         "(3, 4, 5, 4) and padding 0."
     )
     assert repr(p).startswith("ConvCapsules2d(in_types=2, out_types=3, kernel_size=(2, 2), stride=1, padding=0")
+
+
+def test_maps_that_do_not_fit(device: torch.device) -> None:
+    """Activations of other positions than the poses', too few axes and windows without sense are refused."""
+    p = make("EM", device)
+    text = (
+        "{name}: expected capsules [*batch, types, height, width, dim] and activations [*batch, types, height, width], "
+        "got capsules {poses} and activations {activations}."
+    )
+    classes = ClassCapsules2d.init(pn.random.key(0, device), 2, 3, EMRouting.init(3), dtype=DOUBLE)
+    for name, layer, dim in (("conv_capsules2d", p, DIM), ("class_capsules2d", classes, 16)):
+        poses = torch.zeros(2, HEIGHT, WIDTH, dim, dtype=DOUBLE, device=device)
+        for given in (torch.ones(2, HEIGHT + 1, WIDTH), torch.ones(2, WIDTH, HEIGHT)):
+            with pytest.raises(ShapeError) as error:
+                layer(poses, given.to(poses))
+            expected = text.format(name=name, poses=tuple(poses.shape), activations=tuple(given.shape))
+            assert str(error.value) == expected
+        with pytest.raises(ShapeError) as error:
+            layer(poses[0])
+        assert str(error.value) == text.format(name=name, poses=tuple(poses[0].shape), activations="none")
+    with pytest.raises(ArgumentError) as argument:
+        ConvCapsules2d.init(pn.random.key(0), 2, 3, 2, AgreementRouting(), stride=0)
+    assert str(argument.value) == (
+        "ConvCapsules2d.init: kernel_size and stride must be at least 1 and padding at least 0, got kernel_size=2, "
+        "stride=0 and padding=0."
+    )
+    with pytest.raises(ShapeError) as error:
+        add_coordinates(torch.zeros(4, 5, 3, 2, 1, device=device))
+    assert str(error.value) == (
+        "add_coordinates: votes need two components or more to carry a position, got (4, 5, 3, 2, 1). For "
+        "ClassCapsules2d there is coordinates=False."
+    )

@@ -283,3 +283,44 @@ def test_errors(device: torch.device) -> None:
         "em_routing: expected a weight [out_caps, in_caps, out_dim, in_dim] and capsules [*batch, in_caps, in_dim], or "
         "a weight [out_caps, in_caps, n, m] and matrices [*batch, in_caps, n * n], got (3, 4, 5, 2) and (5, 2)."
     )
+
+
+def test_parameters_of_other_numbers_of_capsules(device: torch.device) -> None:
+    """A routing that was made for other capsules is refused, and never broadcast."""
+    votes, activations = torch.zeros(2, 3, 4, 5, device=device), torch.ones(2, 4, device=device)
+    one, three = torch.zeros(1, device=device), torch.zeros(3, device=device)
+    cases: dict[str, Callable[[], object]] = {
+        "em_routing: expected beta_use of shape (3,) for these votes, got (1,).": (
+            lambda: em_routing(votes, activations, one, three)
+        ),
+        "em_routing: expected beta_activation of shape (3,) for these votes, got (1,).": (
+            lambda: em_routing(votes, activations, three, one)
+        ),
+        "self_routing: expected logits of shape (3, 4) for these votes, got (2, 1, 4).": (
+            lambda: self_routing(votes, activations, torch.zeros(2, 1, 4, device=device))
+        ),
+        "attention_routing: expected a bias of shape (3, 4) for these votes, got (3, 1).": (
+            lambda: attention_routing(votes, None, torch.zeros(3, 1, device=device))
+        ),
+        "inverted_attention_routing: expected a weight of shape (5,) for these votes, got (1,).": (
+            lambda: inverted_attention_routing(votes, None, one)
+        ),
+        "inverted_attention_routing: expected poses of shape (3, 5) for these votes, got (2, 1, 5).": (
+            lambda: inverted_attention_routing(votes, poses=torch.zeros(2, 1, 5, device=device))
+        ),
+        "SelfRouting: it was made for capsules of shape [*batch, 4, 2], got (2, 5, 2).": (
+            lambda: SelfRouting.init(pn.random.key(0, device), 4, 3, in_dim=2)(
+                (torch.zeros(3, 5, 5, 2, device=device), torch.zeros(2, 5, 2, device=device)), activations
+            )
+        ),
+    }
+    for text, call in cases.items():
+        with pytest.raises(ShapeError) as error:
+            call()
+        assert str(error.value) == text
+    with pytest.raises(ArgumentError) as error:
+        Capsules.init(pn.random.key(0, device), 4, 3, AgreementRouting(), in_dim=5, out_dim=16, matrix=True)
+    assert str(error.value) == (
+        "Capsules.init: capsules that are square matrices have n * n components, got in_dim=5 and out_dim=16. For "
+        "vectors write matrix=False."
+    )

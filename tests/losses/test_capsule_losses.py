@@ -57,6 +57,14 @@ def test_errors() -> None:
     assert str(error.value) == (
         "reconstruction_loss: the reconstruction has shape (2, 1, 3, 3), the image (2, 3, 3); they must be equal."
     )
+    with pytest.raises(ShapeError) as error:
+        reconstruction_loss(torch.rand(2, 9), torch.rand(2, 9))
+    assert str(error.value) == (
+        "reconstruction_loss: an image has event_dims=3 axes, got shape (2, 9). For flat images write event_dims=1."
+    )
+    with pytest.raises(ArgumentError) as error:
+        margin_loss(torch.rand(3, 4), torch.rand(3))
+    assert str(error.value) == "margin_loss: target must hold class numbers, integers, got torch.float32."
     with pytest.raises(ArgumentError) as error:
         margin_loss(torch.rand(3, 4), torch.zeros(3, dtype=torch.int64), reduction="average")
     assert str(error.value) == "reduction must be 'mean', 'sum' or 'none', got 'average'."

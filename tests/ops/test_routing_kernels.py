@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import grad, vmap
 
-from purenn.ops import _routing_op, route_by_agreement
+from purenn.ops import _routing_op, _routing_triton, route_by_agreement
 
 
 def test_interpreted() -> None:
@@ -61,6 +62,35 @@ def test_compiled_for_a_gpu(
     made = triton.compile(source, target=target, options={"num_warps": warps, "enable_fp_fusion": True})
     assert len(made.asm["cubin"]) > 0
     assert made.metadata.shared <= 99 * 1024
+
+
+@pytest.mark.parametrize(
+    ("change", "run"),
+    [
+        ({}, True),
+        ({"dtype": torch.float16}, True),
+        ({"dtype": torch.float64}, False),
+        ({"dtype_of_u": torch.bfloat16}, False),
+        ({"out_caps": 600}, False),
+        ({"examples": 0}, False),
+        ({"triton": False}, False),
+        ({"capability": (7, 5)}, False),
+    ],
+    ids=str,
+)
+def test_where_they_run(change: dict, run: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a GPU like an A100, or not: for its age, without Triton, in double or mixed precision, at sizes too large."""
+    given = {"dtype": torch.float32, "out_caps": 10, "examples": 4, "triton": True, "capability": (8, 0), **change}
+    monkeypatch.setattr(_routing_triton.importlib.util, "find_spec", lambda name: object() if given["triton"] else None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: given["capability"])
+    monkeypatch.setattr(torch.version, "hip", None)
+    _routing_triton._is_supported.cache_clear()
+    with FakeTensorMode():
+        W = torch.empty(1, given["out_caps"], 70, 16, 8, dtype=given["dtype"], device="cuda")
+        u = torch.empty(1, given["examples"], 70, 8, dtype=given.get("dtype_of_u", given["dtype"]), device="cuda")
+        assert _routing_triton.kernels_run(W, u) == run
+        assert not _routing_triton.kernels_run(W.to("cpu"), u.to("cpu"))
+    _routing_triton._is_supported.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])

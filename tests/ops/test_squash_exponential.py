@@ -31,6 +31,24 @@ def test_zero(device: torch.device) -> None:
     assert hessian(lambda s: squash_exponential(s).sum())(z).isfinite().all()
 
 
+@pytest.mark.parametrize("length", [1e-3, 0.3, 0.6, 2.0])
+def test_second_derivatives(length: float, device: torch.device) -> None:
+    """They agree with finite differences of the gradient, on both sides of where another formula serves."""
+    s = length * torch.tensor([0.6, -0.48, 0.64], dtype=torch.float64, device=device)
+    gradient = grad(lambda s: (squash_exponential(s) * torch.tensor([1.0, 2.0, 3.0]).to(s)).sum())
+    assert torch.autograd.gradcheck(gradient, s.requires_grad_(), eps=1e-6 * length, atol=1e-7)
+
+
+@pytest.mark.parametrize(("dtype", "length"), [(torch.float64, 1e-8), (torch.float64, 1e-150), (torch.float32, 1e-15)])
+def test_second_derivatives_of_short_vectors(dtype: torch.dtype, length: float, device: torch.device) -> None:
+    """They tend to those of ``s - |s| s / 2``, which depend on the direction alone."""
+    e = torch.tensor([0.6, 0.8, 0.0], dtype=dtype, device=device)
+    one, unit = torch.ones_like(e), torch.eye(3, dtype=dtype, device=device)
+    expected = -0.5 * (e.sum() * (unit - e.outer(e)) + e.outer(one) + one.outer(e))
+    got = hessian(lambda s: squash_exponential(s).sum())(length * e)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-7 if dtype == torch.float64 else 1e-5)
+
+
 @pytest.mark.parametrize(
     ("dtype", "value"),
     [
@@ -49,3 +67,4 @@ def test_any_length(dtype: torch.dtype, value: float, device: torch.device) -> N
     expected = s.double() if value < 1 else torch.full_like(s, 0.5, dtype=torch.float64)
     torch.testing.assert_close(out.double(), expected, rtol=1e-2 if dtype.itemsize == 2 else 1e-5, atol=0)
     assert grad(lambda s: squash_exponential(s).sum())(s).isfinite().all()
+    assert hessian(lambda s: squash_exponential(s).sum())(s).isfinite().all()

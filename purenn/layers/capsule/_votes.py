@@ -86,8 +86,17 @@ def require_activations(name: str, activations: Tensor | None) -> Tensor:
     return activations
 
 
+def require_shape(name: str, what: str, tensor: Tensor | None, expected: tuple[int, ...]) -> None:
+    """Raise ShapeError if a tensor is there whose last axes are not `expected`."""
+    if tensor is not None and tensor.shape[-len(expected) :] != expected:
+        got = tuple(tensor.shape)
+        raise ShapeError(f"{name}: expected {what} of shape {tuple(expected)} for these votes, got {got}.")
+
+
 def check_iterations(name: str, iterations: int) -> None:
     """Raise ArgumentError for fewer than one iteration."""
+    if not isinstance(iterations, int):
+        raise ArgumentError(f"{name}: iterations must be a whole number, got {iterations!r}.")
     if iterations < 1:
         raise ArgumentError(f"{name}: iterations must be at least 1, got {iterations}.")
 

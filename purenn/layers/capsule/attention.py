@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from purenn.layers.capsule._votes import Routed, Votes, Windows, make_votes, weighted_sum
+from purenn.layers.capsule._votes import Routed, Votes, Windows, make_votes, require_shape, weighted_sum
 from purenn.layers.capsule.readout import capsule_lengths
 from purenn.ops import squash_exponential
 from purenn.tree import Layer, applies, container
@@ -37,6 +37,7 @@ def attention_routing(
         Mazzia, Salvetti, Chiaberge: Efficient-CapsNet, 2021, section 3.3.
     """
     made = make_votes("attention_routing", votes, activations)
+    require_shape("attention_routing", "a bias", bias, made.shape[-3:-1])
     logits = (made @ made.sum(-2).unsqueeze(-1)).squeeze(-1) / math.sqrt(made.shape[-1])
     couplings = logits.softmax(-2)
     poses = squash_exponential(weighted_sum(couplings if bias is None else couplings + bias, made))

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from purenn.errors import ArgumentError
 from purenn.initializers import normal
 from purenn.layers.capsule._votes import Routed
 from purenn.tree import Layer, applies, container
@@ -61,14 +62,28 @@ class Capsules(Layer):
             std: standard deviation of the weight. Default: 0.05.
             dtype: of the weight. Default: torch's default dtype.
             device: of the weight. Default: the key's.
+
+        Raises:
+            ArgumentError: capsules shall be square matrices, and `in_dim` or `out_dim` is no square number.
         """
-        sides = (math.isqrt(in_dim), math.isqrt(out_dim)) if matrix else (out_dim, in_dim)
+        sides = sides_of("Capsules.init", in_dim, out_dim, matrix)
         return cls(normal(key, (out_caps, in_caps, *sides), std=std, **placed(dtype, device)), routing)
 
     def extra_repr(self) -> str:
         """The sizes, as modules write them."""
         out_caps, in_caps = self.weight.shape[:2]
         return f"in_caps={in_caps}, out_caps={out_caps}"
+
+
+def sides_of(name: str, in_dim: int, out_dim: int, matrix: bool) -> tuple[int, int]:
+    """The last two sizes of a weight; ArgumentError if capsules that shall be square matrices cannot be."""
+    sides = math.isqrt(in_dim), math.isqrt(out_dim)
+    if matrix and sides != (math.sqrt(in_dim), math.sqrt(out_dim)):
+        raise ArgumentError(
+            f"{name}: capsules that are square matrices have n * n components, got in_dim={in_dim} and "
+            f"out_dim={out_dim}. For vectors write matrix=False."
+        )
+    return sides if matrix else (out_dim, in_dim)
 
 
 def placed(dtype: torch.dtype | None, device: torch.device | str | None) -> dict:

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from purenn.errors import ShapeError
+from purenn.errors import ArgumentError, ShapeError
 from purenn.initializers import normal
 from purenn.layers.capsule._votes import Routed, Windows, make_votes
-from purenn.layers.capsule.connected import placed
+from purenn.layers.capsule.connected import placed, sides_of
 from purenn.tree import Layer, applies, container, static
 
 
@@ -68,8 +68,17 @@ class ConvCapsules2d(Layer):
             std: standard deviation of the weight. Default: 0.05.
             dtype: of the weight. Default: torch's default dtype.
             device: of the weight. Default: the key's.
+
+        Raises:
+            ArgumentError: window, stride or padding are too small, or capsules shall be square matrices, and `in_dim`
+                or `out_dim` is no square number.
         """
-        sides = (math.isqrt(in_dim), math.isqrt(out_dim)) if matrix else (out_dim, in_dim)
+        sides = sides_of("ConvCapsules2d.init", in_dim, out_dim, matrix)
+        if kernel_size < 1 or stride < 1 or padding < 0:
+            raise ArgumentError(
+                f"ConvCapsules2d.init: kernel_size and stride must be at least 1 and padding at least 0, got "
+                f"kernel_size={kernel_size}, stride={stride} and padding={padding}."
+            )
         shape = (out_types, in_types, kernel_size, kernel_size, *sides)
         return cls(normal(key, shape, std=std, **placed(dtype, device)), routing, stride, padding)
 
@@ -109,10 +118,11 @@ def conv_capsules2d(
     Source:
         Hinton, Sabour, Frosst: Matrix capsules with EM routing, 2018, section 4.
     """
+    _require_maps("conv_capsules2d", poses, activations)
     types, height, width = poses.shape[-4:-1]
     kernel = tuple(p.weight.shape[2:4])
     sizes = [(n + 2 * p.padding - k) // p.stride + 1 for n, k in zip((height, width), kernel, strict=True)]
-    if poses.dim() < 4 or types != p.weight.shape[1] or min(sizes) < 1:
+    if types != p.weight.shape[1] or min(sizes) < 1:
         raise ShapeError(
             f"conv_capsules2d: expected capsules [*batch, {p.weight.shape[1]}, height, width, in_dim], padded to at "
             f"least {kernel[0]}x{kernel[1]} positions, got {tuple(poses.shape)} and padding {p.padding}."
@@ -128,6 +138,15 @@ def conv_capsules2d(
     weight = p.weight.flatten(1, 3)
     routed = p.routing((weight, seen), active, windows=Windows(children, types * count))
     return Routed(routed.poses.movedim(-3, -2).unflatten(-2, sizes), routed.activations.mT.unflatten(-1, sizes))
+
+
+def _require_maps(name: str, poses: Tensor, activations: Tensor | None) -> None:
+    if poses.dim() < 4 or (activations is not None and activations.shape != poses.shape[:-1]):
+        got = "none" if activations is None else str(tuple(activations.shape))
+        raise ShapeError(
+            f"{name}: expected capsules [*batch, types, height, width, dim] and activations [*batch, types, height, "
+            f"width], got capsules {tuple(poses.shape)} and activations {got}."
+        )
 
 
 def _windows(size: torch.Size, kernel: tuple[int, ...], stride: int, sizes: list[int], device: torch.device) -> Tensor:
@@ -184,8 +203,11 @@ class ClassCapsules2d(Layer):
             std: standard deviation of the weight. Default: 0.05.
             dtype: of the weight. Default: torch's default dtype.
             device: of the weight. Default: the key's.
+
+        Raises:
+            ArgumentError: capsules shall be square matrices, and `in_dim` or `out_dim` is no square number.
         """
-        sides = (math.isqrt(in_dim), math.isqrt(out_dim)) if matrix else (out_dim, in_dim)
+        sides = sides_of("ClassCapsules2d.init", in_dim, out_dim, matrix)
         return cls(normal(key, (out_caps, in_types, *sides), std=std, **placed(dtype, device)), routing, coordinates)
 
 
@@ -209,6 +231,7 @@ def class_capsules2d(
     Source:
         Hinton, Sabour, Frosst: Matrix capsules with EM routing, 2018, section 4.
     """
+    _require_maps("class_capsules2d", poses, activations)
     by_position = poses.movedim(-4, -2)
     votes = make_votes("class_capsules2d", (p.weight, by_position))
     placed_votes = add_coordinates(votes) if p.coordinates else votes
@@ -224,11 +247,19 @@ def add_coordinates(
 
     They are the first two of the last column of a 4x4 matrix, components 3 and 7 of 16; 0 and 1 of any other size.
 
+    Raises:
+        ShapeError: votes have fewer than two components.
+
     Source:
         Hinton, Sabour, Frosst: Matrix capsules with EM routing, 2018, section 4.
     """
     height, width = votes.shape[-5:-3]
     dim = votes.shape[-1]
+    if dim < 2:
+        raise ShapeError(
+            f"add_coordinates: votes need two components or more to carry a position, got {tuple(votes.shape)}. For "
+            f"ClassCapsules2d there is coordinates=False."
+        )
     rows, columns = ((torch.arange(n, device=votes.device, dtype=votes.dtype) + 0.5) / n for n in (height, width))
     first, second = (3, 7) if dim == 16 else (0, 1)
     unit = torch.eye(dim, dtype=votes.dtype, device=votes.device)

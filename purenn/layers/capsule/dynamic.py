@@ -47,7 +47,7 @@ def dynamic_routing(
         The output capsules, each of length below 1, in the dtype of `u`.
 
     Raises:
-        ArgumentError: fewer than one iteration, or an unknown `memory`.
+        ArgumentError: fewer than one iteration, an unknown `memory`, or dtypes that differ, but for autocast.
         ShapeError: the shapes do not fit, or `u` has a batch axis.
 
     Source:
@@ -61,7 +61,6 @@ def dynamic_routing(
         >>> pn.vmap(dynamic_routing, (None, 0))(W, u).shape
         torch.Size([5, 10, 16])
     """
-    check_iterations("dynamic_routing", iterations)
     if W.dim() != 4 or u.shape != (W.shape[1], W.shape[3]):
         batched = W.dim() == 4 and u.dim() > 2 and u.shape[-2:] == (W.shape[1], W.shape[3])
         raise ShapeError(
@@ -142,7 +141,12 @@ class DynamicRouting(Layer):
 
 @applies(DynamicRouting)
 def routing(p: DynamicRouting, u: Float[Tensor, "*batch in_caps in_dim"]) -> Float[Tensor, "*batch out_caps out_dim"]:
-    """Route input capsules, of one example or of any batch of them."""
+    """Route input capsules, of one example or of any batch of them.
+
+    Raises:
+        ArgumentError: the options or dtypes do not fit; see `dynamic_routing`.
+        ShapeError: the shapes do not fit.
+    """
     return route_by_agreement(
         p.weight, u, iterations=p.iterations, stop_gradient=p.stop_gradient, leaky=p.leaky, memory=p.memory
     )

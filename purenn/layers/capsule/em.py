@@ -15,6 +15,7 @@ from purenn.layers.capsule._votes import (
     in_single,
     make_votes,
     require_activations,
+    require_shape,
     share_among_parents,
     weighted_sum,
 )
@@ -65,6 +66,8 @@ def em_routing(
     check_iterations("em_routing", iterations)
     given = make_votes("em_routing", votes, activations)
     made, present = in_single(given), in_single(require_activations("em_routing", activations))
+    for what, costs in (("beta_use", beta_use), ("beta_activation", beta_activation)):
+        require_shape("em_routing", what, costs, (made.shape[-3],))
     couplings = share_among_parents(torch.zeros_like(made[..., 0]), windows)
     mean, active = made, present
     for iteration in range(1, iterations + 1):

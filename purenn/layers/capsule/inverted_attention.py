@@ -4,7 +4,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from purenn.layers.capsule._votes import Routed, Votes, Windows, check_iterations, make_votes, weighted_sum
+from purenn.layers.capsule._votes import (
+    Routed,
+    Votes,
+    Windows,
+    check_iterations,
+    make_votes,
+    require_shape,
+    weighted_sum,
+)
 from purenn.layers.capsule.readout import capsule_lengths
 from purenn.layers.linear import Linear, linear
 from purenn.layers.norm import LayerNorm
@@ -49,6 +57,13 @@ def inverted_attention_routing(
     """
     check_iterations("inverted_attention_routing", iterations)
     made = make_votes("inverted_attention_routing", votes, activations)
+    out_caps, _, out_dim = made.shape[-3:]
+    for what, given, shape in (
+        ("a weight", weight, (out_dim,)),
+        ("a bias", bias, (out_dim,)),
+        ("poses", poses, (out_caps, out_dim)),
+    ):
+        require_shape("inverted_attention_routing", what, given, shape)
     for _ in range(iterations):
         if poses is None:
             gathered = made.sum(-2) / made.shape[-3]

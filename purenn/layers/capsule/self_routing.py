@@ -5,8 +5,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from purenn import initializers
-from purenn.errors import ArgumentError
-from purenn.layers.capsule._votes import Routed, Votes, Windows, make_votes, require_activations, weighted_sum
+from purenn.errors import ArgumentError, ShapeError
+from purenn.layers.capsule._votes import (
+    Routed,
+    Votes,
+    Windows,
+    make_votes,
+    require_activations,
+    require_shape,
+    weighted_sum,
+)
 from purenn.ops import einsum2
 from purenn.tree import Layer, applies, container
 
@@ -37,6 +45,7 @@ def self_routing(
     """
     made = make_votes("self_routing", votes, activations)
     present = require_activations("self_routing", activations)
+    require_shape("self_routing", "logits", logits, made.shape[-3:-1])
     weights = logits.softmax(-2) * present.unsqueeze(-2)
     mass = weights.sum(-1)
     poses = weighted_sum(weights, made) / (mass + eps).unsqueeze(-1)
@@ -92,6 +101,11 @@ def _self_routing(
     if isinstance(votes, Tensor):
         raise ArgumentError("SelfRouting: expected the pair of a weight and input capsules, got votes.")
     u = votes[1]
+    if u.dim() < 2 or u.shape[-2:] != p.weight.shape[1:]:
+        raise ShapeError(
+            f"SelfRouting: it was made for capsules of shape [*batch, {p.weight.shape[1]}, {p.weight.shape[2]}], got "
+            f"{tuple(u.shape)}."
+        )
     if u.dim() <= 3:
         n = "n" * (u.dim() - 2)
         logits = einsum2(f"oik,{n}ik->{n}oi", p.weight, u)
