@@ -1,5 +1,6 @@
 """What a field of a container can hold."""
 
+import functools
 from typing import Any
 
 import torch
@@ -26,22 +27,29 @@ def checked(cls: type, name: str, kind: str, value: Any) -> Any:
         if not torch.compiler.is_compiling():
             _require_hashable(cls, name, value)
         return value
-    return _stored(f"{cls.__name__}.{name}", value)
+    return stored(f"{cls.__name__}.{name}", value)
 
 
-def _stored(place: str, value: Any) -> Any:
+def stored(place: str, value: Any) -> Any:
+    """`value` as a field for parameters and children stores it; `place` names the field.
+
+    Raises:
+        ContainerError: a function, string, module or set.
+    """
     if value is None or isinstance(value, Tensor) or is_container(value):
         return value
     # Fresh tuples and dicts, so that nobody can change the container through the ones that it was made from.
     if type(value) in (tuple, list):
-        return tuple([_stored(f"{place}.{number}", item) for number, item in enumerate(value)])
+        return tuple([stored(f"{place}.{number}", item) for number, item in enumerate(value)])
     if type(value) is dict:
-        return {key: _stored(f"{place}.{key}", item) for key, item in value.items()}
+        return {key: stored(f"{place}.{key}", item) for key, item in value.items()}
     if isinstance(value, nn.Module):
         raise ContainerError(
             f"{place} cannot hold the module {type(value).__name__}, which is no pytree: "
             f"turn it into a container with bridge.from_module(module)."
         )
+    if isinstance(value, (set, frozenset)):
+        raise ContainerError(f"{place} cannot hold {a_or_an(value)}, whose items have no order: use a tuple.")
     if isinstance(value, str) or callable(value):
         raise ContainerError(
             f"{place} holds parameters or children and cannot hold {_kind_of(value)}: declare the field as "
@@ -49,7 +57,7 @@ def _stored(place: str, value: Any) -> Any:
         )
     if isinstance(value, (tuple, list, dict)):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            _stored(f"{place}.{key}", item)
+            stored(f"{place}.{key}", item)
     return value
 
 
@@ -74,6 +82,8 @@ def _holds_tensor(value: Any) -> bool:
         return next(value.parameters(), None) is not None or next(value.buffers(), None) is not None
     if isinstance(value, dict):
         return any(_holds_tensor(item) for item in value.values())
+    if isinstance(value, functools.partial):
+        return _holds_tensor((value.func, value.args, value.keywords))
     return isinstance(value, (tuple, list, set, frozenset)) and any(_holds_tensor(item) for item in value)
 
 

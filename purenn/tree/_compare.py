@@ -75,6 +75,7 @@ def _difference(x: Any, y: Any, tolerance: tuple[float, float, bool] | None) -> 
     number = int(wrong.sum())
     if not number:
         return ""
+    x, y = x.detach(), y.detach()
     wide = torch.complex128 if x.is_complex() else torch.float64
     apart = (x.to(wide) - y.to(wide)).abs()[wrong].nan_to_num(torch.inf, posinf=torch.inf).max()
     return f"{number} of {x.numel()} elements differ, by at most {float(apart):.3g}"

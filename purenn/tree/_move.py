@@ -7,8 +7,8 @@ from torch import Tensor
 
 from purenn.errors import ArgumentError, DeviceError
 from purenn.tree._fields import BUFFER, PARAMETER
-from purenn.tree._map import map
-from purenn.tree._walk import flatten, is_trainable
+from purenn.tree._map import map, named_leaves
+from purenn.tree._walk import flatten, is_trainable, quoted, short
 
 T = TypeVar("T")
 
@@ -31,6 +31,7 @@ def to(
 
     Raises:
         ArgumentError: nothing to do, both spellings at once, a dtype that is not floating, or no device of that name.
+        DeviceError: the device is not there, or a leaf on the meta device has no data to move.
     """
     if isinstance(target, torch.dtype):
         dtype = _single("dtype", target, dtype)
@@ -45,18 +46,33 @@ def to(
     def move(leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
+        if leaf.is_meta and place is not None and place.type != "meta":
+            raise _no_data(tree)
         return leaf.to(device=place, dtype=dtype if leaf.is_floating_point() else None)
 
     return map(move, tree)
 
 
+def _no_data(tree: Any) -> DeviceError:
+    path, leaf = next((path, leaf) for path, leaf in named_leaves(tree) if isinstance(leaf, Tensor) and leaf.is_meta)
+    return DeviceError(
+        f"to(tree, device): {quoted(path)} ({short(leaf)}) is on the meta device and has no data to move. Draw its "
+        f"values where they shall be, with init(key, ..., device=device), or load them with pn.load."
+    )
+
+
 def _device(name: torch.device | str) -> torch.device:
     try:
-        return torch.device(name)
+        place = torch.device(name)
     except (RuntimeError, TypeError) as error:
         raise ArgumentError(
             f"to(tree, ...) takes a device such as 'cpu' or 'cuda:0', or a dtype such as torch.float64, got {name!r}."
         ) from error
+    try:
+        torch.empty(0, device=place)
+    except (AssertionError, RuntimeError) as error:
+        raise DeviceError(f"to(tree, device): {place} cannot be used here: {error}") from error
+    return place
 
 
 def _single(name: str, first: Any, second: Any) -> Any:

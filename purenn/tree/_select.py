@@ -2,14 +2,16 @@
 
 import functools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from types import UnionType
 from typing import Any, Generic, TypeVar
 
 import attrs
 import torch
 
-from purenn.errors import SelectionError
-from purenn.tree._walk import Entries, join, node_at, one_level, quoted, rebuild_at
+from purenn.errors import ArgumentError, SelectionError
+from purenn.tree._checks import stored
+from purenn.tree._walk import Entries, join, node_at, one_level, quoted, rebuild_at, short
 
 T = TypeVar("T")
 
@@ -40,8 +42,15 @@ class Selection(Generic[T]):
         return tuple(join(entries) for entries in self.entries)
 
     def instances(self, kind: type | tuple[type, ...]) -> "Selection[T]":
-        """The nodes at or below the selected ones that are instances of a class (``torch.Tensor`` for all leaves)."""
+        """The nodes at or below the selected ones that are instances of a class (``torch.Tensor`` for all leaves).
+
+        Raises:
+            ArgumentError: `kind` is no class.
+        """
         kinds = kind if isinstance(kind, tuple) else (kind,)
+        for one in kinds:
+            if not isinstance(one, (type, UnionType)):
+                raise ArgumentError(f"instances takes a class, or a tuple of classes, got {short(one)}.")
         found = [place for place, node in self._below() if isinstance(node, kinds)]
         return self._narrow(found, f"instances of {' or '.join(getattr(k, '__name__', str(k)) for k in kinds)}")
 
@@ -53,9 +62,16 @@ class Selection(Generic[T]):
         every weight.
 
         Raises:
+            ArgumentError: a pattern is no string.
             SelectionError: two patterns select the same node.
         """
-        wanted = [patterns] if isinstance(patterns, str) else list(patterns)
+        several = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+        wanted: list[Any] = list(patterns) if several else [patterns]
+        for pattern in wanted:
+            if not isinstance(pattern, str):
+                raise ArgumentError(
+                    f"paths takes a pattern such as 'encoder.*', or a list of them, got {short(pattern)}."
+                )
         by: dict[Entries, int] = {}
         for top in self.entries:
             for place, node in _nodes(node_at(self.tree, top), top):
@@ -91,6 +107,7 @@ class Selection(Generic[T]):
         """The tree with `value` in the place of every selected node.
 
         Raises:
+            ContainerError: a value that no field can hold, such as a function or a module.
             SelectionError: the selection is empty, or one selected node lies within another.
         """
         return self.apply(lambda _: value, _verb="set")
@@ -99,6 +116,7 @@ class Selection(Generic[T]):
         """The tree with ``f(node)`` in the place of every selected node.
 
         Raises:
+            ContainerError: a value that no field can hold, such as a function or a module.
             SelectionError: the selection is empty, or one selected node lies within another.
         """
         self.require(_verb)
@@ -111,7 +129,11 @@ class Selection(Generic[T]):
                         f"{_verb}: the selection ({self.asked}) hits '{join(place)}' twice, once within {outer}: "
                         f"select the outer or the inner nodes only."
                     )
-        return rebuild_at(self.tree, {place: f(node_at(self.tree, place)) for place in self.entries})
+        values = {place: f(node_at(self.tree, place)) for place in self.entries}
+        return rebuild_at(
+            self.tree,
+            {place: stored(f"{_verb}: {join(place) or 'the tree'}", value) for place, value in values.items()},
+        )
 
     def require(self, verb: str) -> "Selection[T]":
         """The selection itself, unless it is empty.

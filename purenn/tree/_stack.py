@@ -1,12 +1,13 @@
 """Ensembles as one tree: stacking equal trees along a new leading axis and taking them apart."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError, StructureError
+from purenn.tree._checks import a_or_an
 from purenn.tree._map import structures_differ
 from purenn.tree._walk import flatten, quoted, same_structure, short
 
@@ -21,9 +22,11 @@ def stack(trees: Sequence[T], *, dim: int = 0) -> T:
         dim: where the new axis goes.
 
     Raises:
-        ArgumentError: no trees.
+        ArgumentError: no trees, or no list of them.
         StructureError: the trees differ, or a leaf has no place for the axis; the error names the path.
     """
+    if not isinstance(trees, Iterable) or isinstance(trees, Tensor):
+        raise ArgumentError(f"stack takes a list of trees, got {a_or_an(trees)}: write stack([first, second]).")
     trees = list(trees)
     if not trees:
         raise ArgumentError("stack needs at least one tree, got none.")

@@ -97,6 +97,14 @@ def test_any_keys_can_be_compared() -> None:
     assert str(pn.tree.equal(a, b)) == "the top: the children ['x.weight', 'x.bias'] against ['x.weight']"
 
 
+def test_leaves_that_require_grad(device: torch.device) -> None:
+    """They are compared without a graph, and without a warning."""
+    a, b = (torch.full((2,), value, device=device, requires_grad=True) for value in (1.0, 1.5))
+    assert pn.tree.equal({"a": a}, {"a": a})
+    for compared in (pn.tree.equal({"a": a}, {"a": b}), pn.tree.allclose({"a": a}, {"a": b})):
+        assert str(compared) == "a: 2 of 2 elements differ, by at most 0.5"
+
+
 def test_ties_and_holes_are_structure(device: torch.device) -> None:
     """A tied model differs from the untied one, and a part from the whole."""
     p = make_tied(device=device)

@@ -356,6 +356,10 @@ CONSTRUCTIONS = [
         "pn.static(), or wrap a function with purenn.layers.Lambda(function).",
     ),
     (
+        lambda: Box((1, {torch.ones(1)})),
+        "Box.content.1 cannot hold a set, whose items have no order: use a tuple.",
+    ),
+    (
         lambda: Chain((make_affine(), nn.Linear(2, 2))),
         "Chain.layers.1 cannot hold the module Linear, which is no pytree: turn it into a container with "
         "bridge.from_module(module).",
@@ -386,6 +390,8 @@ def test_construction_errors(build: Any, message: str) -> None:
         ((1, (torch.ones(1),)), "a tuple"),
         ({"a": torch.ones(1)}, "a dict"),
         (frozenset([torch.ones(1)]), "a frozenset"),
+        (functools.partial(torch.add, torch.ones(1)), "a partial"),
+        (functools.partial(max, 0, key=functools.partial(torch.add, torch.ones(1))), "a partial"),
     ],
 )
 def test_tensors_hidden_in_static_fields(value: Any, what: str) -> None:
@@ -441,17 +447,18 @@ def test_the_container_does_not_follow_its_arguments(device: torch.device) -> No
 
 def test_immutable(device: torch.device) -> None:
     """Fields can be neither set nor deleted, nor new attributes made; the error says what to do instead."""
-    p: Any = make_affine(device=device)
-    for name in ("weight", "other"):
+    made: Any = make_affine(device=device)
+    for p in (made, pn.tree.map(torch.clone, made)):
+        for name in ("weight", "other"):
+            with pytest.raises(ImmutableError) as error:
+                setattr(p, name, None)
+            assert text(error) == (
+                f"Affine is immutable, so '{name}' cannot be set: make a changed copy with pn.replace(p, {name}=...)."
+            )
         with pytest.raises(ImmutableError) as error:
-            setattr(p, name, None)
-        assert text(error) == (
-            f"Affine is immutable, so '{name}' cannot be set: make a changed copy with pn.replace(p, {name}=...)."
-        )
-    with pytest.raises(ImmutableError) as error:
-        del p.weight
-    assert text(error) == "Affine is immutable, so 'weight' cannot be deleted."
-    assert isinstance(error.value, AttributeError)
+            del p.weight
+        assert text(error) == "Affine is immutable, so 'weight' cannot be deleted."
+        assert isinstance(error.value, AttributeError)
     with pytest.raises(ImmutableError):
         Child(torch.ones(1)).rate = 3
 
@@ -516,6 +523,22 @@ def test_a_container_may_inherit_from_a_plain_class() -> None:
         weight: Tensor
 
     assert Mixed(torch.ones(4)).total() == 4
+
+
+def test_a_class_hears_of_no_subclass_that_nobody_wrote() -> None:
+    """``__init_subclass__`` is not called for a container itself, however its nodes are rebuilt."""
+    heard = []
+
+    @pn.container
+    class Base:
+        weight: Tensor
+        bias: Tensor
+
+        def __init_subclass__(cls) -> None:
+            heard.append(cls.__name__)
+
+    p = pn.tree.map(lambda x: x + 1, Base(torch.ones(1), torch.zeros(1)))
+    assert (type(p), p.weight.item(), p.bias.item(), heard) == (Base, 2, 1, [])
 
 
 # ---------------------------------------------------------------------------------------------------- replace

@@ -112,6 +112,22 @@ def test_to_errors(args: Any, options: Any, message: str) -> None:
     assert str(error.value) == message
 
 
+def test_devices_that_cannot_be_reached() -> None:
+    """A device that is not there, and a leaf without data, are refused with the device's name and the leaf's path."""
+    with pytest.raises(DeviceError) as error:
+        pn.tree.to(make_affine(), "cuda:99")
+    assert str(error.value) == f"to(tree, device): cuda:99 cannot be used here: {error.value.__cause__}"
+    p = make_chain()
+    half = pn.tree.select(p).paths("layers.1.**").apply(lambda x: x.to("meta"))
+    with pytest.raises(DeviceError) as error:
+        pn.tree.to(half, "cpu")
+    assert str(error.value) == (
+        "to(tree, device): 'layers.1.weight' (f32[2,4]) is on the meta device and has no data to move. Draw its values "
+        "where they shall be, with init(key, ..., device=device), or load them with pn.load."
+    )
+    assert pn.tree.to(half, torch.float64).layers[1].weight.is_meta
+
+
 def test_the_one_device(device: torch.device) -> None:
     """A tree on one device has that device; a tree without tensors has none."""
     assert pn.tree.device(make_mixed(device)) == torch.ones(1, device=device).device

@@ -8,7 +8,7 @@ from _models import Affine, Box, Chain, Count, Scale, make_affine, make_chain, m
 from torch import Tensor
 
 import purenn as pn
-from purenn.errors import SelectionError
+from purenn.errors import ArgumentError, ContainerError, SelectionError
 from purenn.tree import select
 
 
@@ -184,6 +184,45 @@ def test_empty_selections() -> None:
             use()
         assert str(error.value) == f"{verb}: the selection ({rest}"
         assert isinstance(error.value, LookupError)
+
+
+def test_surgery_puts_in_what_fields_can_hold(device: torch.device) -> None:
+    """What a constructor refuses is refused with its path; a list is stored as a tuple, None is an absent child."""
+    p = make_tree(device)
+    cases: list[Any] = [
+        (
+            lambda: select(p).paths("layers.0.weight").set("relu"),
+            "set: layers.0.weight holds parameters or children and cannot hold the string 'relu': declare the field "
+            "as pn.static(), or wrap a function with purenn.layers.Lambda(function).",
+        ),
+        (
+            lambda: select(p).paths("layers.0").apply(lambda _: torch.relu),
+            "apply: layers.0 holds parameters or children and cannot hold the function relu: declare the field as "
+            "pn.static(), or wrap a function with purenn.layers.Lambda(function).",
+        ),
+        (
+            lambda: select(p).paths("layers.1").set([torch.nn.Tanh()]),
+            "set: layers.1.0 cannot hold the module Tanh, which is no pytree: turn it into a container with "
+            "bridge.from_module(module).",
+        ),
+    ]
+    for use, message in cases:
+        with pytest.raises(ContainerError) as error:
+            use()
+        assert str(error.value) == message
+    assert select(p).paths("layers.0").set([p.layers[0]]).layers[0] == (p.layers[0],)
+    assert select(p).paths("layers.0.bias").set(None).layers[0].bias is None
+
+
+def test_arguments_of_another_kind(device: torch.device) -> None:
+    """A name in the place of a class, and a number in the place of a pattern, are refused."""
+    p = make_tree(device)
+    with pytest.raises(ArgumentError) as error:
+        select(p).instances("Affine")
+    assert str(error.value) == "instances takes a class, or a tuple of classes, got 'Affine'."
+    with pytest.raises(ArgumentError) as error:
+        pn.tree.freeze(p, lambda s: s.paths(["layers.*", 3]))
+    assert str(error.value) == "paths takes a pattern such as 'encoder.*', or a list of them, got 3."
 
 
 def test_selecting_twice(device: torch.device) -> None:

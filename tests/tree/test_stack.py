@@ -111,6 +111,11 @@ def test_stack_errors() -> None:
             "stack: the tree itself is f32[2] and has no place for a new axis -3.",
         ),
     ]
+    alone = "stack takes a list of trees, got {got}: write stack([first, second])."
+    cases += [
+        (Affine(x), {}, ArgumentError, alone.format(got="an Affine")),
+        (x, {}, ArgumentError, alone.format(got="a Tensor")),
+    ]
     for trees, options, kind, message in cases:
         with pytest.raises(kind) as error:
             pn.tree.stack(trees, **options)
