@@ -11,6 +11,7 @@ from torch._guards import TracingContext, tracing
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
+from purenn.errors import ArgumentError
 from purenn.transforms._program import called_by
 
 
@@ -21,13 +22,25 @@ def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable
     if backend != "inductor":
         import torch._dynamo as dynamo
 
+        if backend not in dynamo.list_backends(exclude_tags=()):
+            raise ArgumentError(
+                f"jit: backend must be 'inductor', 'aot_eager', 'eager' or another of torch.compile's, got {backend!r}."
+            )
         return dynamo.lookup_backend(backend)
     import torch._inductor as inductor
 
+    known = inductor.list_mode_options()
+    if mode is not None and mode not in known:
+        raise ArgumentError(f"jit: mode must be None or one of {', '.join(map(repr, known))}, got {mode!r}.")
     # The cache's guards have checked sizes and strides before: a second time costs a third of a call of many leaves.
     options = {"size_asserts": False, **({} if mode is None else inductor.list_mode_options(mode))}
 
     def compiler(graph: fx.GraphModule, inputs: Sequence[Tensor]) -> Callable[..., Any]:
+        if any(tensor.layout != torch.strided for tensor in inputs):
+            raise ArgumentError(
+                "jit: inductor compiles functions of dense tensors, and one that is used here is sparse: pass "
+                "x.to_dense(), or use backend='aot_eager'."
+            )
         # On the CPU inductor would give convolutions a layout of their own, and everything between them slow loops.
         cpu = all(tensor.device.type == "cpu" for tensor in inputs)
         with _cached(inputs) as examples, _backward_is_traced(graph, inputs):

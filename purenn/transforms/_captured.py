@@ -1,6 +1,7 @@
 """Tensors that functions hold: finding them, and putting others in their places."""
 
 import contextlib
+import copy
 import functools
 import types
 from collections.abc import Callable
@@ -44,6 +45,8 @@ def rebuilt(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any])
     if isinstance(item, type):
         return item
     if optree.tree_is_leaf(item):
+        if "__wrapped__" in getattr(item, "__dict__", ()):
+            return _rebuilt_wrapper(item, change, done)
         return _rebuilt_object(item, change, done) if attrs.has(type(item)) else item
     leaves, spec = optree.tree_flatten(item)
     new = [rebuilt(leaf, change, done) for leaf in leaves]
@@ -69,6 +72,23 @@ def _free_pull(pull: types.FunctionType) -> types.FunctionType:
 
 def _is_wrapped(item: Any) -> bool:
     return isinstance(item, Tensor) and is_functorch_wrapped_tensor(item)
+
+
+def _rebuilt_wrapper(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:
+    # An object in the place of a function: jitted, or with a derivative rule.
+    new = copy.copy(item)
+    if new is item:
+        return item
+    done[id(item)] = new  # for rules that use their function
+    changed = False
+    for name, part in vars(item).items():
+        if callable(part):
+            after = rebuilt(part, change, done)
+            setattr(new, name, after)
+            changed = changed or after is not part
+    if not changed:
+        done[id(item)] = new = item
+    return new
 
 
 def _rebuilt_object(item: Any, change: Callable[[Tensor], Tensor], done: dict[int, Any]) -> Any:

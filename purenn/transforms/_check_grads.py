@@ -11,14 +11,16 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 
 from purenn.errors import ArgumentError, GradientError
 from purenn.transforms._leaves import Problem, problem
+from purenn.tree._checks import a_or_an
 from purenn.tree._walk import short
 
 
 def check_grads(
     fn: Callable[..., Any],
-    *args: Any,
+    args: tuple[Any, ...],
+    *,
     order: int = 2,
-    modes: tuple[str, ...] = ("reverse", "forward"),
+    modes: str | tuple[str, ...] = ("reverse", "forward"),
     eps: float = 1e-6,
     atol: float = 1e-5,
     rtol: float = 1e-3,
@@ -27,7 +29,7 @@ def check_grads(
 
     Args:
         fn: a pure function that returns a tree of floating-point tensors.
-        *args: its arguments, in float64. Leaves that are not differentiated (see `pn.grad`) are constants.
+        args: a tuple of its arguments, in float64. Leaves that are not differentiated (see `pn.grad`) are constants.
         order: 1 for first derivatives, 2 for second ones as well. Default: 2.
         modes: "reverse", "forward" or both, for the first derivatives. Default: both.
         eps: the step of the differences. Default: 1e-6.
@@ -36,17 +38,23 @@ def check_grads(
 
     Raises:
         GradientError: a derivative is wrong; the error names the path of the leaf, and the numbers.
-        ArgumentError: an argument is not in float64, or an unknown order or mode.
+        ArgumentError: `args` is no tuple, an argument is not in float64, or an unknown order or mode.
 
     Example:
         >>> import torch, purenn as pn
         >>> from purenn.layers import Linear, linear
         >>> p = Linear.init(pn.random.key(0), 3, 2, dtype=torch.float64)
-        >>> pn.check_grads(linear, p, torch.ones(4, 3, dtype=torch.float64))
+        >>> pn.check_grads(linear, (p, torch.ones(4, 3, dtype=torch.float64)))
     """
+    if type(args) is not tuple:
+        raise ArgumentError(
+            f"check_grads: args must be the tuple of the function's arguments, got {a_or_an(args)}: write "
+            f"pn.check_grads(fn, (p, x))."
+        )
     if order not in (1, 2):
         raise ArgumentError(f"check_grads: order must be 1 or 2, got {order!r}.")
-    if not modes or not set(modes) <= {"reverse", "forward"}:
+    chosen = {modes} if isinstance(modes, str) else set(modes)
+    if not chosen or not chosen <= {"reverse", "forward"}:
         raise ArgumentError(f"check_grads: modes must be 'reverse', 'forward' or both, got {modes!r}.")
     call = problem("check_grads", fn, args, {}, tuple(range(len(args))))
     paths = _paths(call)
@@ -69,7 +77,7 @@ def check_grads(
         "first",
         paths,
         lambda: gradcheck(
-            flat, leaves, check_backward_ad="reverse" in modes, check_forward_ad="forward" in modes, **options
+            flat, leaves, check_backward_ad="reverse" in chosen, check_forward_ad="forward" in chosen, **options
         ),
     )
     if order == 2:

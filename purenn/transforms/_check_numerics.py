@@ -24,14 +24,15 @@ R = TypeVar("R")
 def check_numerics(fn: Callable[P, R]) -> Callable[P, R]:
     """A function that raises at the first layer whose output, or the gradient of whose output, is not finite.
 
-    All layers in the positional arguments are watched, inner ones before the outer ones that contain them. It works
+    All layers in the positional arguments are watched, inner ones before the outer ones that contain them, and then the
+    function's own result, for what is computed outside of layers. It works
     under gradients, vmap and their compositions, at the price of reading every output: a tool for finding faults.
 
     Args:
         fn: a function of models and other arguments.
 
     Raises:
-        NumericsError: when called, or in its backward pass: naming the layer's path.
+        NumericsError: when called, or in its backward pass: naming the layer's path, or the function.
         TransformError: when called: inside `pn.jit`, where there are no values.
 
     Example:
@@ -59,12 +60,11 @@ def check_numerics(fn: Callable[P, R]) -> Callable[P, R]:
             marked.append(watched(arg, set(layers)) if layers else arg)
 
         def watcher(path: str, output: Any) -> Any:
-            label = f"{quoted(path)} ({classes[path]})"
-            return optree.tree_map(lambda leaf: _checked(leaf, label), output)
+            return _all_checked(output, f"{quoted(path)} ({classes[path]})")
 
         call: Callable[..., Any] = fn
         with watching(watcher):
-            return unwatched(call(*marked, **kwargs))
+            return _all_checked(unwatched(call(*marked, **kwargs)), "the function")
 
     return checked
 
@@ -76,6 +76,10 @@ def _layers_in(tree: Any) -> dict[Entries, str]:
         if is_container(node) and binding_of(node) is not None:
             found[place] = type(node).__name__
     return found
+
+
+def _all_checked(output: Any, label: str) -> Any:
+    return optree.tree_map(lambda leaf: _checked(leaf, label), output)
 
 
 def _checked(leaf: Any, label: str) -> Any:

@@ -123,6 +123,7 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[[Tensor, 
         carry: the first value, a tree of tensors.
 
     Raises:
+        ArgumentError: `lower` or `upper` is no whole number.
         StructureError: the body's carry is of another kind.
 
     Example:
@@ -131,6 +132,9 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[[Tensor, 
         tensor(24)
     """
     require_tensors("fori_loop", carry)
+    for name, bound in (("lower", lower), ("upper", upper)):
+        if not (_is_whole(bound) if isinstance(bound, Tensor) else isinstance(bound, int)):
+            raise ArgumentError(f"fori_loop: {name} must be a whole number or an integer tensor, got {short(bound)}.")
     leaves, _ = flatten(carry)
     device = leaves[0].device if leaves else None
     if not isinstance(lower, Tensor) and not isinstance(upper, Tensor):
@@ -139,6 +143,10 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[[Tensor, 
     start = lower if isinstance(lower, Tensor) else torch.tensor(lower, device=device)
     start = start.to(torch.int64)
     return while_loop(lambda state: state[0] < upper, lambda state: (state[0] + 1, body(*state)), (start, carry))[1]
+
+
+def _is_whole(x: Tensor) -> bool:
+    return not (x.is_floating_point() or x.is_complex() or x.dtype == torch.bool)
 
 
 def _compiled_while(test: Callable[[C], bool | Tensor], body: Callable[[C], C], carry: Any) -> C:

@@ -5,18 +5,39 @@ work under vmap, under vmap of a gradient and twice differentiated without a lin
 """
 
 import functools
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import Any, Generic, ParamSpec, TypeVar, cast
 
+import attrs
 import optree
 import torch
 from torch import Tensor
+from torch._C._functorch import (
+    get_unwrapped,
+    is_batchedtensor,
+    is_functorch_wrapped_tensor,
+    maybe_get_level,
+    peek_interpreter_stack,
+)
 from torch.compiler import is_dynamo_compiling
 
 from purenn.errors import GradientError
+from purenn.transforms._own_rule import belongs_to_graph
+from purenn.tree._walk import short
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+
+class _Open(threading.local):
+    def __init__(self) -> None:
+        self.rules: list[object] = []
+
+
+# A rule may use its own function, whose rule is then traced for the next derivative, and so on: so often.
+_open = _Open()
+_DEPTH = 2
 
 
 class Rule(Generic[P, R]):
@@ -27,11 +48,17 @@ class Rule(Generic[P, R]):
     def __init__(self, fn: Callable[P, R]) -> None:
         functools.update_wrapper(cast(Callable[..., Any], self), fn)
         self._fn = fn
+        self._self = object()  # what copies of this one, with other tensors in them, have in common
 
     @property
     def name(self) -> str:
         """That of the function, for errors."""
         return getattr(self._fn, "__name__", "the function")
+
+    @property
+    def title(self) -> str:
+        """The kind and the name, for errors."""
+        return f"{self.kind} '{self.name}'"
 
     def frame(self, args: tuple, kwargs: dict) -> tuple["Frame", list[Tensor]]:
         """The call's structure and its tensors."""
@@ -41,8 +68,34 @@ class Rule(Generic[P, R]):
                 f"rule has no place: pass them by position."
             )
         leaves, spec = optree.tree_flatten(cast(Any, args))
-        frame = Frame(leaves, [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)], spec)
-        return frame, [leaves[place] for place in frame.places]
+        places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
+        return Frame.of(leaves, places, spec), [leaves[place] for place in places]
+
+    def outputs(self, frame: "Frame", output: Any, tensors: Any) -> list[Tensor]:
+        """The leaves of what the function returned.
+
+        Raises:
+            GradientError: one is no tensor.
+        """
+        leaves, frame.made.out_spec = optree.tree_flatten(output)
+        for leaf in leaves:
+            if not isinstance(leaf, Tensor):
+                raise GradientError(f"{self.kind}: '{self.name}' must return tensors, got {short(leaf)}.")
+        # An argument returned as it is would be an output that is a view of an input.
+        own = {id(tensor) for tensor in tensors}
+        return [leaf.clone() if id(leaf) in own else leaf for leaf in leaves]
+
+    def is_traced(self, tensors: list[Tensor]) -> bool:
+        """Whether the rule has to be a part of the graph that is traced, and can be."""
+        return belongs_to_graph(tensors) and _open.rules.count(self._self) <= _DEPTH
+
+    def within(self, rule: Callable[..., Any], *args: Any) -> Any:
+        """What the rule returns, while it is traced."""
+        _open.rules.append(self._self)
+        try:
+            return rule(*args)
+        finally:
+            _open.rules.pop()
 
     def needs_no_rule(self, tensors: list[Tensor], *, reverse: bool) -> bool:
         """Whether torch.compile traces a call that nobody differentiates, so that the function itself will do.
@@ -62,21 +115,32 @@ class Rule(Generic[P, R]):
         return not wanted
 
 
-class Frame:
-    """One call: the arguments' structure, and what the rule has made that is no tensor."""
+class Made:
+    """What a run of the function has made that is no tensor."""
 
-    def __init__(self, leaves: list[Any], places: list[int], spec: optree.PyTreeSpec) -> None:
-        self.constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.places, self.spec = places, spec
-        self.out_spec: Any = None
-        self.rest_spec: Any = None
-        self.rest: list[Any] = []
+    out_spec: Any
+    outputs: list[tuple[torch.Size, torch.dtype]]
+    rest_spec: Any
+    rest: list[Any]
+
+
+@attrs.define(eq=False)
+class Frame:
+    """One call: the arguments' leaves that are no tensors, where the tensors are, and the structure."""
+
+    constants: list[Any]
+    places: list[int]
+    spec: optree.PyTreeSpec
+    made: Made
+
+    @classmethod
+    def of(cls, leaves: list[Any], places: list[int], spec: optree.PyTreeSpec) -> "Frame":
+        """Of all leaves, those at `places` being tensors."""
+        return cls([None if isinstance(leaf, Tensor) else leaf for leaf in leaves], places, spec, Made())
 
     def again(self) -> "Frame":
-        """Another call with the same structure."""
-        new = object.__new__(Frame)
-        new.constants, new.places, new.spec = self.constants, self.places, self.spec
-        return new
+        """Another call with the same arguments."""
+        return attrs.evolve(self, made=Made())
 
     def args(self, tensors: Any) -> tuple:
         """The arguments with other tensors in them."""
@@ -84,3 +148,41 @@ class Frame:
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
         return cast(tuple, optree.tree_unflatten(self.spec, leaves))
+
+
+def batched_alike(tensors: list[Any], beside: Sequence[Tensor | None]) -> list[Any]:
+    """Tensors of which each is batched by every vmap that batches one of them, or one of those beside them."""
+    if is_dynamo_compiling() or peek_interpreter_stack() is None:
+        return tensors
+    levels = [_batched_by(tensor) for tensor in tensors]
+    wanted = frozenset().union(*levels, *map(_batched_by, beside))
+    chosen: Any = None
+    for tensor in (*tensors, *beside):
+        if tensor is not None and _batched_by(tensor):
+            batch = tensor.new_zeros((), dtype=torch.bool)
+            chosen = batch if chosen is None else chosen | batch
+    return [
+        tensor if tensor is None or own == wanted else torch.where(chosen, tensor, tensor)
+        for tensor, own in zip(tensors, levels, strict=True)
+    ]
+
+
+def _batched_by(tensor: Tensor | None) -> frozenset[int]:
+    levels = set()
+    while tensor is not None and is_functorch_wrapped_tensor(tensor):
+        if is_batchedtensor(tensor):
+            levels.add(maybe_get_level(tensor))
+        tensor = get_unwrapped(tensor)
+    return frozenset(levels)
+
+
+def outline(tree: Any) -> str:
+    """A tree with what its leaves are like, for errors."""
+    return repr(optree.tree_map(lambda leaf: _Text(short(leaf)), tree))
+
+
+class _Text(str):
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)

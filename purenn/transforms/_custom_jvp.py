@@ -1,6 +1,7 @@
 """A forward-mode rule of one's own; reverse mode is its transpose."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ParamSpec, TypeVar, cast
 
 import optree
@@ -9,7 +10,9 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from purenn.errors import GradientError
-from purenn.transforms._custom import Frame, Rule
+from purenn.transforms._custom import Frame, Rule, outline
+from purenn.transforms._custom_op import forward_tensors
+from purenn.transforms._operation import at, differentiable, placed, pull
 from purenn.transforms._own_rule import ruled
 
 P = ParamSpec("P")
@@ -20,11 +23,13 @@ class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
     """A function with a forward-mode rule of its own; reverse mode is its transpose.
 
     ``f.defjvp(rule)`` sets it: ``rule(primals, tangents) -> (output, output tangent)``, both arguments tuples with an
-    entry for each positional argument. The output's tangent must be linear in the tangents.
+    entry for each positional argument. The output's tangent must be linear in the tangents; what the functions close
+    over is constant. The rule is a part of what `pn.jit` compiles: of the bodies of loops and branches, and of
+    functions that are differentiated from outside. There, a rule that uses its own function serves three derivatives.
 
     Raises:
-        GradientError: when called: no rule is set, the rule does not return a pair of the output's structure, or
-            torch.compile (unlike `pn.jit`) would lose it.
+        GradientError: when called: no rule is set, the function returns what is no tensor, the rule does not return a
+            pair of the output's structure and shapes, or torch.compile (unlike `pn.jit`) would lose it.
 
     Example:
         >>> import torch, purenn as pn
@@ -52,18 +57,22 @@ class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
         frame, tensors = self.frame(args, kwargs)
         if self.needs_no_rule(tensors, reverse=False):
             return self._fn(*args, **kwargs)
-        results = _Forward.apply(self, frame, *tensors)
-        return cast(R, optree.tree_unflatten(frame.out_spec, list(results)))
+        if self.is_traced(tensors):
+            rule = partial(self.within, self.moved, frame)
+            results = forward_tensors(self.title, partial(self.value, frame), rule, tensors)
+        else:
+            results = _Forward.apply(self, frame, *tensors)
+        return cast(R, optree.tree_unflatten(frame.made.out_spec, list(results)))
 
-    def value(self, frame: Frame, tensors: Any) -> tuple[Tensor, ...]:
+    def value(self, frame: Frame, *tensors: Tensor) -> list[Tensor]:
         """The function's outputs."""
         fn: Callable[..., Any] = self._fn
-        leaves, frame.out_spec = optree.tree_flatten(fn(*frame.args(tensors)))
-        own = {id(tensor) for tensor in tensors}
-        return tuple(leaf.clone() if id(leaf) in own else leaf for leaf in leaves)
+        outputs = self.outputs(frame, fn(*frame.args(tensors)), tensors)
+        frame.made.outputs = [(output.shape, output.dtype) for output in outputs]
+        return outputs
 
-    def moved(self, frame: Frame, tensors: Any, tangents: Any) -> tuple[Tensor, ...]:
-        """The outputs' tangents, by the rule."""
+    def moved(self, frame: Frame, tensors: Any, tangents: Any) -> list[Tensor]:
+        """The tangents of the outputs that can have one, by the rule."""
         assert self._rule is not None
         pair = self._rule(frame.args(tensors), frame.args(tangents))
         if not (isinstance(pair, tuple) and len(pair) == 2):
@@ -72,23 +81,29 @@ class custom_jvp(Rule[P, R]):  # noqa: N801 - a decorator
                 f"{type(pair).__name__}."
             )
         leaves, spec = optree.tree_flatten(pair[1])
-        if spec != frame.out_spec:
+        outputs = [torch.empty(shape, dtype=dtype, device="meta") for shape, dtype in frame.made.outputs]
+        places = differentiable(outputs)
+        if spec != frame.made.out_spec or any(
+            not isinstance(leaves[n], Tensor) or leaves[n].shape != outputs[n].shape for n in places
+        ):
+            like: Any = optree.tree_unflatten(frame.made.out_spec, outputs)
             raise GradientError(
-                f"custom_jvp: the tangent that the rule of '{self.name}' returns must look like the output."
+                f"custom_jvp: the tangent that the rule of '{self.name}' returns must look like the output, "
+                f"{outline(like)}, got {outline(pair[1])}."
             )
-        return tuple(leaves)
+        return [leaves[n].to(outputs[n].dtype) for n in places]
 
 
 class _Batched:
     # A rule for each example of a batch; the axes of the arguments are given, results have theirs in front.
     def __init__(self, rule: Any, dims: tuple[int | None, ...]) -> None:
-        self.rule, self.dims, self.name = rule, dims, rule.name
+        self.rule, self.dims, self.title = rule, dims, rule.title
 
-    def value(self, frame: Frame, tensors: Any) -> tuple[Tensor, ...]:
-        return torch.func.vmap(lambda *values: self.rule.value(frame, values), self.dims)(*tensors)
+    def value(self, frame: Frame, *tensors: Tensor) -> list[Tensor]:
+        return torch.func.vmap(partial(self.rule.value, frame), self.dims)(*tensors)
 
-    def moved(self, frame: Frame, tensors: Any, tangents: Any) -> tuple[Tensor, ...]:
-        apply = torch.func.vmap(lambda x, t: self.rule.moved(frame, x, t), (self.dims, self.dims))
+    def moved(self, frame: Frame, tensors: Any, tangents: Any) -> list[Tensor]:
+        apply = torch.func.vmap(partial(self.rule.moved, frame), (self.dims, self.dims))
         return apply(tuple(tensors), tuple(tangents))
 
 
@@ -100,13 +115,15 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def forward(rule: custom_jvp, frame: Frame, *tensors: Tensor) -> tuple:
-        return tuple(ruled(f"custom_jvp '{rule.name}'", rule.value(frame, tensors), tensors))
+        return tuple(ruled(rule.title, rule.value(frame, *tensors), tensors))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
         ctx.rule, ctx.frame, *tensors = inputs
         ctx.save_for_backward(*tensors)
         ctx.save_for_forward(*tensors)
+        ctx.count, ctx.results = len(output), differentiable(output)
+        ctx.mark_non_differentiable(*(x for n, x in enumerate(output) if n not in ctx.results))
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple:
@@ -115,23 +132,14 @@ class _Forward(torch.autograd.Function):
         with forward_ad._set_fwd_grad_enabled(True):
             tensors = [forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
             filled = [torch.zeros_like(x) if t is None else t for x, t in zip(tensors, tangents[2:], strict=True)]
-            return ctx.rule.moved(ctx.frame, tensors, filled)
+            return tuple(placed(ctx.count, ctx.results, ctx.rule.moved(ctx.frame, tensors, filled)))
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple:
         tensors = ctx.saved_tensors
-        places = [n for n, tensor in enumerate(tensors) if tensor.is_floating_point() or tensor.is_complex()]
+        places = differentiable(tensors)
         zeros = [torch.zeros_like(tensor) for tensor in tensors]
 
-        def linear(*values: Tensor) -> tuple[Tensor, ...]:
-            tangents = list(zeros)
-            for place, value in zip(places, values, strict=True):
-                tangents[place] = value
-            return ctx.rule.moved(ctx.frame, tensors, tangents)
-
         # The rule is linear in the tangents, so its gradient at any point is its transpose.
-        pull = torch.func.vjp(linear, *[zeros[place] for place in places])[1]
-        gradients: list[Tensor | None] = [None] * len(tensors)
-        for place, gradient in zip(places, pull(cotangents), strict=True):
-            gradients[place] = gradient
-        return (None, None, *gradients)
+        found = pull(lambda *t: ctx.rule.moved(ctx.frame, tensors, t), zeros, places, at(cotangents, ctx.results))
+        return (None, None, *placed(len(tensors), places, found))

@@ -1,17 +1,19 @@
 """A reverse-mode rule of one's own, in the shape that JAX gave it."""
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar, cast
+from functools import partial
+from typing import Any, NoReturn, ParamSpec, TypeVar, cast
 
 import optree
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 
 from purenn.errors import GradientError
-from purenn.transforms._custom import Frame, Rule
+from purenn.transforms._custom import Frame, Rule, batched_alike, outline
+from purenn.transforms._custom_op import refuse_forward, reverse_tensors
 from purenn.transforms._own_rule import ruled
 from purenn.tree._holes import HOLE
-from purenn.tree._walk import short
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -23,11 +25,12 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
     ``f.defvjp(forward, backward)`` sets it: ``forward(*args) -> (output, residuals)`` runs in the place of the function
     when a gradient is wanted, ``backward(residuals, cotangent)`` returns the gradients of all positional arguments as a
     tuple, None for an argument without one. Arguments, outputs and residuals are trees; leaves that are no tensors are
-    constants.
+    constants, and so is what the functions close over. The rule is a part of what `pn.jit` compiles: of the bodies of
+    loops and branches, and of functions that are differentiated from outside. Under vmap it is one for each example.
 
     Raises:
-        GradientError: when called: no rule is set, the rule returns what does not fit the arguments, or torch.compile
-            (unlike `pn.jit`) would lose it.
+        GradientError: when called: no rule is set, the rule returns what does not fit the arguments, forward mode is
+            asked for, or torch.compile (unlike `pn.jit`) would lose the rule.
 
     Example:
         >>> import torch, purenn as pn
@@ -58,8 +61,14 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
         frame, tensors = self.frame(args, kwargs)
         if self.needs_no_rule(tensors, reverse=True):
             return self._fn(*args, **kwargs)
-        count, *results = _Reverse.apply(self, frame, *tensors)
-        return cast(R, optree.tree_unflatten(frame.out_spec, results[: int(count)]))
+        if self.is_traced(tensors):
+            rule = partial(self.within, self.backward_parts, frame)
+            results = reverse_tensors(self.title, partial(self.forward_parts, frame), rule, tensors)
+        else:
+            function = _Reverse if is_dynamo_compiling() else _ReverseOnly
+            count, *everything = function.apply(self, frame, *tensors)
+            results = everything[: int(count)]
+        return cast(R, optree.tree_unflatten(frame.made.out_spec, list(results)))
 
     def forward_parts(self, frame: Frame, tensors: Any) -> tuple[list[Tensor], list[Tensor]]:
         """Outputs and residual tensors; the rest of the residuals stays in the frame."""
@@ -70,15 +79,10 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
                 f"custom_vjp: the forward rule of '{self.name}' must return (output, residuals), got a "
                 f"{type(pair).__name__}."
             )
-        outputs, frame.out_spec = optree.tree_flatten(pair[0])
-        kept, frame.rest_spec = optree.tree_flatten(pair[1])
-        frame.rest = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in kept]
-        for leaf in outputs:
-            if not isinstance(leaf, Tensor):
-                raise GradientError(f"custom_vjp: '{self.name}' must return tensors, got {short(leaf)}.")
-        # An argument returned as it is would be an output that is a view of an input.
+        outputs = self.outputs(frame, pair[0], tensors)
+        kept, frame.made.rest_spec = optree.tree_flatten(pair[1])
+        frame.made.rest = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in kept]
         own = {id(tensor) for tensor in tensors}
-        outputs = [leaf.clone() if id(leaf) in own else leaf for leaf in outputs]
         return outputs, [leaf.clone() if id(leaf) in own else leaf for leaf in kept if isinstance(leaf, Tensor)]
 
     def backward_parts(self, frame: Frame, kept: Any, cotangents: Any, tensors: Any) -> list[Tensor | None]:
@@ -86,9 +90,9 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
         assert self._backward is not None
         rest = iter(kept)
         residuals = optree.tree_unflatten(
-            frame.rest_spec, [next(rest) if leaf is _TENSOR else leaf for leaf in frame.rest]
+            frame.made.rest_spec, [next(rest) if leaf is _TENSOR else leaf for leaf in frame.made.rest]
         )
-        gradients = self._backward(residuals, optree.tree_unflatten(frame.out_spec, list(cotangents)))
+        gradients = self._backward(residuals, optree.tree_unflatten(frame.made.out_spec, list(cotangents)))
         args = frame.args(tensors)
         if not isinstance(gradients, tuple) or len(gradients) != len(args):
             got = f"{len(gradients)} of them" if isinstance(gradients, tuple) else f"a {type(gradients).__name__}"
@@ -114,20 +118,9 @@ def _gradient_leaves(name: str, position: int, argument: Any, gradient: Any) -> 
     if not fits:
         raise GradientError(
             f"custom_vjp: the backward rule of '{name}' must return for argument {position} a gradient that looks "
-            f"like it, {_outline(argument)}, got {_outline(gradient)}."
+            f"like it, {outline(argument)}, got {outline(gradient)}."
         )
     return [None if got[n] is HOLE else got[n] for n in places]
-
-
-def _outline(tree: Any) -> str:
-    return repr(optree.tree_map(lambda leaf: _Text(short(leaf)), tree))
-
-
-class _Text(str):
-    __slots__ = ()
-
-    def __repr__(self) -> str:
-        return str(self)
 
 
 _TENSOR = object()
@@ -139,7 +132,10 @@ class _Reverse(torch.autograd.Function):
     @staticmethod
     def forward(rule: custom_vjp, frame: Frame, *tensors: Tensor) -> tuple:
         outputs, kept = rule.forward_parts(frame, tensors)
-        return (len(outputs), *ruled(f"custom_vjp '{rule.name}'", outputs, tensors), *kept)
+        # What is shared by all examples would get the sum of their cotangents, for a rule that is for one example.
+        results = batched_alike([*outputs, *kept], tensors)
+        count = len(outputs)
+        return (count, *ruled(rule.title, results[:count], tensors), *results[count:])
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
@@ -152,7 +148,8 @@ class _Reverse(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Any) -> tuple:
-        tensors, kept = ctx.saved_tensors[: ctx.tensors], ctx.saved_tensors[ctx.tensors :]
+        saved = ctx.saved_tensors
+        tensors, kept = saved[: ctx.tensors], saved[ctx.tensors :]
         _, *results = cotangents  # the first output is the number of the others
         of_outputs, of_kept = results[: ctx.count], results[ctx.count :]
         gradients: list[Tensor | None] = [None] * ctx.tensors
@@ -165,7 +162,14 @@ class _Reverse(torch.autograd.Function):
         if any(cotangent is not None for cotangent in of_kept):
             # A derivative of the backward rule: it has used residuals, which are functions of the arguments.
             gradients = _through_residuals(ctx.rule, ctx.frame, tensors, of_kept, gradients)
-        return (None, None, *gradients)
+        return (None, None, *batched_alike(gradients, [*tensors, *kept, *results]))
+
+
+class _ReverseOnly(_Reverse):
+    # By itself, since torch.compile takes no function that defines jvp.
+    @staticmethod
+    def jvp(ctx: Any, *_: Any) -> NoReturn:
+        refuse_forward(ctx.rule.title)
 
 
 def _through_residuals(

@@ -13,7 +13,7 @@ from purenn.errors import ArgumentError, GradientError, StructureError
 from purenn.transforms._leaves import Argument, Problem, problem, split_aux
 from purenn.transforms._translate import translated
 from purenn.tree._holes import HOLE
-from purenn.tree._map import first_difference
+from purenn.tree._map import filled, first_difference, flatten_with_holes
 from purenn.tree._walk import same_structure, short
 
 
@@ -145,13 +145,19 @@ def _length(value: Any) -> str:
 
 
 def _directions(position: int, argument: Argument, primal: Any, tangent: Any) -> list[Tensor]:
-    places = optree.tree_leaves(tangent, is_leaf=lambda node: node is HOLE)
-    if len(places) != len(argument.leaves):
-        where, reason = first_difference(primal, tangent, ())
+    (own, spec), (places, other) = flatten_with_holes(primal), flatten_with_holes(tangent)
+    if not same_structure(spec, other):
+        where, reason = first_difference(filled(primal), filled(tangent), ())
         raise StructureError(
             f"jvp: the tangent of argument {position} must have the argument's structure; they differ at {where}: "
             f"{reason}."
         )
+    pairs = list(zip(own, places, strict=True))
+    if any(mine is HOLE and place is not HOLE for mine, place in pairs):
+        raise StructureError(
+            f"jvp: the tangent of argument {position} has a leaf where the argument has a hole: put pn.tree.HOLE there."
+        )
+    places = [place for mine, place in pairs if mine is not HOLE]
     wanted = set(argument.chosen)
     for number, (leaf, place, value) in enumerate(zip(argument.structure.leaves, places, argument.leaves, strict=True)):
         where = f"argument {position}{f', {leaf.path!r}' if leaf.path else ''}"

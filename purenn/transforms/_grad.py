@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purenn.random import strict
 from purenn.transforms._lean import Closures, lean_value_and_grad, outermost, wants_outer_graph
-from purenn.transforms._leaves import Problem, problem, scalar_output, split_aux, versions
+from purenn.transforms._leaves import Problem, problem, scalar_output, split_aux, tensors_in, versions
 from purenn.transforms._nested import can_nest, nested_value_and_grad
 from purenn.transforms._translate import refuse_writes, translated
 
@@ -106,7 +106,8 @@ def _differentiate(
             for leaf, value in zip(argument.structure.leaves, argument.leaves, strict=True)
             if isinstance(value, Tensor)
         ]
-        before = versions([value for _, value in others])
+        rest = tensors_in(*call.rest.values())
+        before, before_rest = versions([value for _, value in others]), versions(rest)
         with translated(name):
             lean = outermost() and not wants_outer_graph(call)
             done = lean_value_and_grad(name, call, has_aux, closures) if lean else False
@@ -116,6 +117,8 @@ def _differentiate(
                     done = (nested_value_and_grad if can_nest() else _by_functorch)(name, call, has_aux)
             value, aux, gradients = done
         refuse_writes(name, [path for path, _ in others], before, versions([value for _, value in others]))
+        if versions(rest) != before_rest:
+            refuse_writes(name, call.places_in_rest(), before_rest, versions(rest))
         return value, aux, call.derivative(gradients)
 
     return run

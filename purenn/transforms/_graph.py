@@ -1,6 +1,7 @@
 """Tracing a flat function of tensors to a graph, and what is checked and changed there before it is compiled."""
 
 import contextlib
+import operator
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -13,6 +14,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.overrides import TorchFunctionMode
 
 from purenn.errors import MutationError, PurennError, TraceError
+from purenn.transforms._lean import is_graph_differentiated
+from purenn.transforms._no_grad import SwitchesWritten, cut_untracked
+from purenn.transforms._recorded import Recorded
 from purenn.transforms._translate import place
 
 
@@ -30,7 +34,9 @@ def trace(
         TraceError: the function needs a value that only a real run has.
     """
     with explained(name), mode, _Unprintable():
-        return graph_of(flat, [mode.from_tensor(tensor) for tensor in tensors])
+        fakes = [mode.from_tensor(tensor) for tensor in tensors]
+        with Recorded() if is_graph_differentiated() else contextlib.nullcontext():
+            return graph_of(flat, fakes)
 
 
 class _PrintedError(Exception):
@@ -78,9 +84,19 @@ _DECOMPOSITIONS = {
 }
 
 
-def graph_of(flat: Callable[..., Sequence[Tensor]], fakes: Sequence[Tensor]) -> fx.GraphModule:
-    """The graph of a function of fake tensors, without operations of which nothing comes (forward mode leaves many)."""
-    graph = make_fx(flat, decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
+def graph_of(
+    flat: Callable[..., Sequence[Tensor]], fakes: Sequence[Tensor], cut: Any = torch.ops.aten.detach.default
+) -> fx.GraphModule:
+    """The graph of a function of fake tensors, without operations of which nothing comes (forward mode leaves many).
+
+    Args:
+        flat: the function.
+        fakes: its arguments.
+        cut: the operation that results under `torch.no_grad` go through, if the graph is differentiated afterwards.
+    """
+    with SwitchesWritten() if is_graph_differentiated() else contextlib.nullcontext():
+        graph = make_fx(flat, decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
+    cut_untracked(graph, cut)
 
     def has_effect(node: fx.Node) -> bool:
         schema = getattr(node.target, "_schema", None)
@@ -166,18 +182,30 @@ def refuse_mutations(name: str, graph: fx.GraphModule, labels: Sequence[str]) ->
     inputs = dict(zip(_placeholders(graph), labels, strict=True))
     base: dict[fx.Node, fx.Node] = {node: node for node in inputs}
     for node in graph.graph.nodes:
-        if node.op != "call_function" or not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        for argument, value in zip(node.target._schema.arguments, node.args, strict=False):
-            if argument.alias_info is None or not isinstance(value, fx.Node) or value not in base:
+        for value, written in _aliased(node):
+            if value not in base:
                 continue
-            if argument.alias_info.is_write:
+            if written:
                 raise MutationError(
                     f"{name}: the function writes in place into {inputs[base[value]]} ({node.target}). Arguments are "
                     f"never changed: write `w = w + d` instead of `w.add_(d)`, or let the result take the argument's "
                     f"place with donate_argnums."
                 )
             base[node] = base[value]
+
+
+def _aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
+    # The nodes whose memory a node's results may share, and whether it writes there.
+    if node.target is operator.getitem:  # one of the views that split, chunk or unbind make
+        yield cast(fx.Node, node.args[0]), False
+    if not isinstance(node.target, torch._ops.OpOverload):
+        return
+    for position, argument in enumerate(node.target._schema.arguments):
+        alias = argument.alias_info
+        value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)
+        for one in value if isinstance(value, (tuple, list)) else (value,):
+            if alias is not None and isinstance(one, fx.Node):
+                yield one, alias.is_write
 
 
 def donate(graph: fx.GraphModule, donated: Sequence[int]) -> list[tuple[int, int]]:

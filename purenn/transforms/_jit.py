@@ -15,6 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError, TraceError
 from purenn.transforms._backend import compiler_of
+from purenn.transforms._donation import Apart, donated_inputs
 from purenn.transforms._graph import (
     donate,
     fake_mode,
@@ -22,6 +23,8 @@ from purenn.transforms._graph import (
     refuse_mutations,
     trace,
 )
+from purenn.transforms._hidden import refuse_hidden
+from purenn.transforms._jit_entry import TENSOR, Entry, resolved
 from purenn.transforms._jit_key import (
     Call,
     Key,
@@ -31,7 +34,6 @@ from purenn.transforms._jit_key import (
     key_of,
     ordinal,
     places_of,
-    tensors_like,
     what_changed,
 )
 from purenn.transforms._lean import graph_is_differentiated
@@ -75,37 +77,18 @@ class Lowered:
         return "\n".join(parts)
 
 
-@attrs.frozen(eq=False)
-class _Entry:
-    """One compiled graph."""
+class _Traced(NamedTuple):
+    """What a trace has found; see `Entry`."""
 
-    key: Key
-    guards: Any
-    described: tuple[tuple[str, str], ...]
-    run: Callable[..., Sequence[Any]]
+    graph: fx.GraphModule
     constants: list[Tensor]
-    constant_guards: Any
+    apart: Apart | None
     out_spec: optree.PyTreeSpec
-    #: None if all are tensors.
-    out_leaves: list[Any] | None
-
-    def inputs(self, call: Call) -> list[Tensor] | None:
-        """The tensors of a call, if the graph is valid for it."""
-        tensors = tensors_like(call, self.key)
-        if tensors is None or not self.guards.check(*tensors):
-            return None
-        return tensors if not self.constants or self.constant_guards.check(*self.constants) else None
-
-    def call(self, tensors: list[Tensor]) -> Any:
-        """Run the graph and rebuild the result's tree."""
-        leaves = self.run(*tensors, *self.constants)
-        if self.out_leaves is not None:
-            results = iter(leaves)
-            leaves = [next(results) if leaf is _TENSOR else leaf for leaf in self.out_leaves]
-        return optree.tree_unflatten(self.out_spec, leaves)
+    out_leaves: list[Any]
 
 
-_TENSOR = object()
+# Of all jitted functions: torch traces one function at a time.
+_TRACING = threading.RLock()
 # The attribute by which `assert_max_traces` tells a jitted function its limit; functools.wraps copies it.
 _LIMIT = "__max_traces__"
 
@@ -128,29 +111,26 @@ class Jitted(Generic[P, R]):
         self._backend = backend
         self._mode = mode
         self._signature = inspect.signature(fn) if static_argnames else None
-        self._entries: list[_Entry] = []
+        self._entries: list[Entry] = []
         self._hits = self._misses = 0
-        self._lock = threading.RLock()
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         if not is_plain() or is_watched():
             return self._fn(*args, **kwargs)
         call = self._split(args, kwargs)
-        for entry in self._entries:
-            tensors = entry.inputs(call)
-            if tensors is not None:
-                self._hits += 1
-                return entry.call(tensors)
-        with self._lock:
-            key, tensors = key_of(call)
-            entry = self._compile(call, key, tensors)
+        found = self._found(call)
+        if found is None:
+            with _TRACING:
+                # Another thread may have made the graph in the meantime.
+                found = self._found(call) or self._compile(call, *key_of(call))
+        entry, tensors = found
         return entry.call(tensors)
 
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered:
         """The traced graph for some arguments, readable by ``str``. Nothing is compiled."""
         call = self._split(args, kwargs)
-        with tracing_for(self._tracing()) as tracing:
-            graph = self._trace(call, *key_of(call), tracing)[0]
+        with _TRACING, tracing_for(self._tracing()) as tracing:
+            graph = self._trace(call, *key_of(call), tracing).graph
         return Lowered(graph, called_by(graph))
 
     def cache_info(self) -> CacheInfo:
@@ -159,8 +139,16 @@ class Jitted(Generic[P, R]):
 
     def clear_cache(self) -> None:
         """Forget all compiled graphs."""
-        with self._lock:
+        with _TRACING:
             self._entries = []
+
+    def _found(self, call: Call) -> tuple[Entry, list[Tensor]] | None:
+        for entry in self._entries:
+            tensors = entry.inputs(call)
+            if tensors is not None:
+                self._hits += 1
+                return entry, tensors
+        return None
 
     def _split(self, args: tuple, kwargs: dict[str, Any]) -> Call:
         # With a static argument taken out positions shift, so then everything is passed by name.
@@ -191,9 +179,7 @@ class Jitted(Generic[P, R]):
         bound.arguments = {name: given[name] for name in self._signature.parameters if name in given}
         return fn(*bound.args, **bound.kwargs)
 
-    def _trace(
-        self, call: Call, key: Key, tensors: list[Tensor], tracing: Tracing
-    ) -> tuple[fx.GraphModule, list[Tensor], optree.PyTreeSpec, list[Any]]:
+    def _trace(self, call: Call, key: Key, tensors: list[Tensor], tracing: Tracing) -> _Traced:
         leaves, spec = optree.tree_flatten(call.tree)
         places = places_of(leaves, key.aliases)
         outcome: dict[str, Any] = {}
@@ -203,44 +189,30 @@ class Jitted(Generic[P, R]):
             tree: Any = optree.tree_unflatten(spec, [leaf if n is None else values[n] for leaf, n in pairs])
             args, kwargs = tree
             results, outcome["spec"] = optree.tree_flatten(self._run(args, kwargs, call.statics))
-            outcome["leaves"] = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in results]
+            refuse_hidden(results)
+            outcome["leaves"] = [TENSOR if isinstance(leaf, Tensor) else leaf for leaf in results]
             return marked_if_foreign([leaf for leaf in results if isinstance(leaf, Tensor)], values)
 
         wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
         with graph_is_differentiated(wanted):
-            graph = trace("jit", flat, tensors, tracing.mode)
+            graph = trace("jit", flat, list(map(resolved, tensors)), tracing.mode)
         constants = lift_constants(graph)
         if any(isinstance(constant, FakeTensor) for constant in constants):
             raise TraceError(
                 "jit: the function uses a tensor that an earlier trace has left behind, in a global variable or an "
                 "object's attribute; it has no value. Return what is to be kept."
             )
-        names = input_labels(call, places)
-        refuse_mutations("jit", graph, [*names, *["a tensor that it closes over"] * len(constants)])
+        names = [*input_labels(call, places), *["a tensor that it closes over"] * len(constants)]
+        refuse_mutations("jit", graph, names)
+        apart = None
         if self._donate_argnums:
-            donate(graph, self._donated(call, key, tensors, names))
-        return graph, constants, outcome["spec"], outcome["leaves"]
+            donated = [
+                number for number, _ in donate(graph, donated_inputs(call, key, tensors, names, self._donate_argnums))
+            ]
+            apart = Apart.of([*tensors, *constants], names, donated)
+        return _Traced(graph, constants, apart, outcome["spec"], outcome["leaves"])
 
-    def _donated(self, call: Call, key: Key, tensors: list[Tensor], names: list[str]) -> list[int]:
-        if key.aliases is not None:
-            raise ArgumentError("jit: the same tensor is passed twice, so its storage cannot be donated.")
-        donated = []
-        for position in self._donate_argnums:
-            if not -len(call.args) <= position < len(call.args):
-                raise ArgumentError(
-                    f"jit: donate_argnums names the positional argument {position}, but the function was called with "
-                    f"{len(call.args)}."
-                )
-            mine = {id(leaf) for leaf in optree.tree_leaves(call.args[position]) if isinstance(leaf, Tensor)}
-            donated += [number for number, tensor in enumerate(tensors) if id(tensor) in mine]
-        for number in donated:
-            if tensors[number].requires_grad:
-                raise ArgumentError(
-                    f"jit: {names[number]} is donated but requires grad; its old value is needed for the gradient."
-                )
-        return donated
-
-    def _compile(self, call: Call, key: Key, tensors: list[Tensor]) -> _Entry:
+    def _compile(self, call: Call, key: Key, tensors: list[Tensor]) -> tuple[Entry, list[Tensor]]:
         described = described_leaves(call)
         limit = getattr(self, _LIMIT, None)
         if limit is not None and self._misses >= limit:
@@ -256,13 +228,23 @@ class Jitted(Generic[P, R]):
             )
         self._misses += 1
         with tracing_for(self._tracing()) as tracing:
-            graph, constants, out_spec, out_leaves = self._trace(call, key, tensors, tracing)
-            run = tracing.compiler(graph, [*tensors, *constants])
-        guards, more = guards_for(tensors), guards_for(constants)
-        others = None if all(leaf is _TENSOR for leaf in out_leaves) else out_leaves
-        entry = _Entry(key, guards, described, run, constants, more, out_spec, others)
-        self._entries.insert(0, entry)
-        return entry
+            traced = self._trace(call, key, tensors, tracing)
+            given = [*tensors, *traced.constants]
+            run = tracing.compiler(traced.graph, list(map(resolved, given)))
+        entry = Entry(
+            key,
+            guards_for(tensors),
+            described,
+            run,
+            traced.constants,
+            guards_for(traced.constants),
+            any(tensor.is_conj() or tensor.is_neg() for tensor in given),
+            traced.apart,
+            traced.out_spec,
+            None if all(leaf is TENSOR for leaf in traced.out_leaves) else traced.out_leaves,
+        )
+        self._entries = [entry, *self._entries]
+        return entry, tensors
 
 
 def jit(
@@ -292,7 +274,7 @@ def jit(
         The compiled function, with ``lower``, ``cache_info`` and ``clear_cache``.
 
     Raises:
-        ArgumentError: options that do not fit the function.
+        ArgumentError: options that do not fit the function; an unknown backend or mode, when called.
         TraceError: when called: the function depends on values while it is traced.
         MutationError: when called: the function writes into an argument.
 
@@ -306,6 +288,11 @@ def jit(
     """
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
     numbers = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
+    if not all(isinstance(number, int) for number in numbers):
+        raise ArgumentError(
+            f"jit: donate_argnums must be numbers of positional arguments, got {donate_argnums!r}; arguments have "
+            f"numbers, not names."
+        )
     if names:
         known = inspect.signature(fn).parameters
         for name in names:

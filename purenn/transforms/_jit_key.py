@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch._C._dynamo.guards import TensorGuards
 
+from purenn.errors import ArgumentError
+from purenn.tree._checks import a_or_an
 from purenn.tree._map import first_difference
 from purenn.tree._walk import join, short
 
@@ -46,11 +48,17 @@ class Key:
 
 
 def key_of(call: Call) -> tuple[Key, list[Tensor]]:
-    """The key of a call and its tensors, each once."""
+    """The key of a call and its tensors, each once.
+
+    Raises:
+        ArgumentError: a static argument, or a leaf that is no tensor, cannot be compared with that of another call.
+    """
     leaves: list[Any]
     leaves, spec = optree.tree_flatten(call.tree)
     others = tuple([n for n in reversed(range(len(leaves))) if not isinstance(leaves[n], Tensor)])
     values = _without_tensors(call, leaves, others)
+    for label, value in zip(_value_labels(call, others), values, strict=True):
+        _require_comparable(label, value)
     aliases = _aliases(leaves)
     return Key(spec, others, values, aliases, _modes()), _each_once(leaves, aliases)
 
@@ -67,10 +75,12 @@ def tensors_like(call: Call, key: Key) -> list[Tensor] | None:
     except ValueError:
         return None
     values = _without_tensors(call, leaves, key.others)
-    aliases = _aliases(leaves)
-    if aliases != key.aliases or _modes() != key.modes or not (values == key.values and _same_types(values, key)):
+    if _modes() != key.modes or not _same_values(values, key):
         return None
-    return _each_once(leaves, aliases)
+    # The guards refuse a tensor that comes twice.
+    if key.aliases is None:
+        return leaves
+    return _each_once(leaves, key.aliases) if _aliases(leaves) == key.aliases else None
 
 
 def _without_tensors(call: Call, leaves: list[Any], others: tuple[int, ...]) -> tuple[Any, ...]:
@@ -81,9 +91,38 @@ def _without_tensors(call: Call, leaves: list[Any], others: tuple[int, ...]) -> 
     return tuple(values)
 
 
-def _same_types(values: tuple[Any, ...], key: Key) -> bool:
-    # 1, 1.0 and True are equal.
-    return all(map(operator.is_, map(type, values), map(type, key.values)))
+def _same_values(values: tuple[Any, ...], key: Key) -> bool:
+    # Types first: 1, 1.0 and True are equal, and a tensor in a number's place is not to be compared with it.
+    if len(values) != len(key.values) or not all(map(operator.is_, map(type, values), map(type, key.values))):
+        return False
+    return all(map(_same, values, key.values))
+
+
+def _same(one: Any, other: Any) -> bool:
+    # 0.0 and -0.0 are equal and two nan are not, but the text of a floating-point number is all of it.
+    return repr(one) == repr(other) if isinstance(one, (float, complex)) else bool(one == other)
+
+
+def _value_labels(call: Call, others: tuple[int, ...]) -> list[str]:
+    paths = optree.tree_paths(call.tree) if others else []
+    return [
+        *(_label(paths[position]) for position in others),
+        *(f"the static argument {name!r}" for name in call.statics for _ in range(2)),
+    ]
+
+
+def _require_comparable(label: str, value: Any) -> None:
+    try:
+        if not any(isinstance(leaf, Tensor) for leaf in optree.tree_leaves(value)):
+            bool(value == value)
+            return
+        cause = None
+    except (TypeError, ValueError, RuntimeError) as error:
+        cause = error
+    raise ArgumentError(
+        f"jit: {label} is {a_or_an(value)}, and whether two of them are equal is no single yes or no, so the graph for "
+        f"it would not be found again: pass it as a tensor that is not static."
+    ) from cause
 
 
 def _aliases(tensors: list[Tensor]) -> tuple[int, ...] | None:
@@ -103,8 +142,11 @@ def _modes() -> tuple[Any, ...]:
     return (
         torch.is_grad_enabled(),
         torch.get_default_dtype(),
-        torch.is_autocast_enabled("cpu"),
-        torch.is_autocast_enabled("cuda"),
+        torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu"),
+        torch.is_autocast_enabled("cuda") and torch.get_autocast_dtype("cuda"),
+        torch.is_inference_mode_enabled(),
+        torch.are_deterministic_algorithms_enabled(),
+        torch._C._len_torch_function_stack() and torch.get_default_device(),
     )
 
 
@@ -167,16 +209,19 @@ def what_changed(
 ) -> str:
     """What differs between two keys, in words; the first difference that is found."""
     if last.spec != key.spec:
-        where, reason = first_difference(optree.tree_unflatten(last.spec, [None] * last.spec.num_leaves), call.tree, ())
-        return f"the structure of the arguments at {where}: {reason}"
+        leaf = torch.empty(0)
+        where, reason = first_difference(optree.tree_unflatten(last.spec, [leaf] * last.spec.num_leaves), call.tree, ())
+        which, *rest = where.strip("'").split(".")
+        kind = "keyword" if int(which) else "positional"
+        return f"the structure of {_label((int(which), *rest)) if rest else f'the {kind} arguments'}: {reason}"
     for (where, one), (_, other) in zip(before, now, strict=True):
         if one != other:
             return f"{where} from {one} to {other}"
-    if last.values != key.values or not _same_types(last.values, key):
+    if not _same_values(last.values, key):
         return f"static arguments from {_pairs(last)} to {_pairs(key)}"
     if last.aliases != key.aliases:
         return "which arguments are the same tensor"
-    return "the grad mode, the default dtype or autocast"
+    return "the grad mode, the default dtype or device, autocast or deterministic algorithms"
 
 
 def ordinal(n: int) -> str:

@@ -27,7 +27,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 
 from purenn._modes import nothing_differentiated_again
+from purenn.errors import MutationError
 from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, tensors_in
+from purenn.transforms._translate import WRITTEN_OUTSIDE
 
 
 class _Inside(threading.local):
@@ -74,9 +76,16 @@ def graph_is_differentiated(yes: bool = True) -> Iterator[None]:
         _inside.graph = before
 
 
+def is_graph_differentiated() -> bool:
+    """Whether a graph is traced that is differentiated afterwards."""
+    return _inside.graph
+
+
 def by_plain_autograd() -> bool:
     """Whether plain autograd may take gradients of what is computed here."""
-    return not (_inside.graph or forward_ad._current_level >= 0 or torch.compiler.is_compiling())
+    # In inference mode it records nothing, whatever its own switch says; torch.func does.
+    elsewhere = forward_ad._current_level >= 0 or torch.compiler.is_compiling() or torch.is_inference_mode_enabled()
+    return not (_inside.graph or elsewhere)
 
 
 def is_alone() -> bool:
@@ -183,8 +192,7 @@ def wants_outer_graph(problem: Problem) -> bool:
         for leaf in argument.leaves:
             if isinstance(leaf, Tensor) and leaf.requires_grad:
                 return True
-    rest = [arg for position, arg in enumerate(problem.args) if position not in problem.positions]
-    return any(tensor.requires_grad for tensor in tensors_in((rest, problem.kwargs)))
+    return any(tensor.requires_grad for tensor in tensors_in(*problem.rest.values()))
 
 
 def lean_value_and_grad(
@@ -206,6 +214,7 @@ def lean_value_and_grad(
             value, aux = split_aux(name, problem.call(leaves), has_aux)
         scalar_output(name, value)
         if known is None:
+            _require_untouched(name, signature, closures.signature(problem))
             free = not reaches_others([value, *tensors_in(aux)], leaves)
             closures.learn(signature, free)
             if not free:
@@ -214,6 +223,16 @@ def lean_value_and_grad(
             return value, detached(aux), [torch.zeros_like(leaf) for leaf in values]
         gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
     return value.detach(), detached(aux), list(gradients)
+
+
+def _require_untouched(name: str, before: Any, after: Any) -> None:
+    # A tensor from outside that requires grad now has been given the graph of this gradient, which would stay with it.
+    if before is None or after is None:
+        return
+    required = dict(before[1])
+    if any(requires and required.get(number) is False for number, requires in after[1]):
+        wrong, fix = WRITTEN_OUTSIDE
+        raise MutationError(f"{name}: {wrong}. {fix}")
 
 
 # The attribute by which a leaf that a gradient within this one has made is known in a graph.
@@ -229,10 +248,11 @@ def reaches_others(roots: list[Tensor], leaves: list[Tensor]) -> bool:
     seen = set(todo)
     while todo:
         node = todo.pop()
-        variable = getattr(node, "variable", None)
+        functions = node.next_functions
+        variable = None if functions else getattr(node, "variable", None)
         if variable is not None and id(variable) not in ours and not hasattr(variable, NESTED):
             return True
-        for below, _ in node.next_functions:
+        for below, _ in functions:
             if below is not None and below not in seen:
                 seen.add(below)
                 todo.append(below)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from purenn.errors import ArgumentError, GradientError
 from purenn.tree._holes import HOLE
-from purenn.tree._walk import PARAMETER, Structure, flatten, short
+from purenn.tree._walk import PARAMETER, Structure, flatten, join, short
 
 
 class Argument(NamedTuple):
@@ -78,6 +78,20 @@ class Problem(NamedTuple):
             return self.arguments[0].values
         return [value for argument in self.arguments for value in argument.values]
 
+    @property
+    def rest(self) -> dict[Any, Any]:
+        """The arguments that are not differentiated, by position or name."""
+        return {n: arg for n, arg in enumerate(self.args) if n not in self.positions} | self.kwargs
+
+    def places_in_rest(self) -> list[str]:
+        """Where each tensor in `rest` is, for messages."""
+        return [
+            f"{name!r}, {join(tuple(path))!r}" if path else repr(name)
+            for name, value in self.rest.items()
+            for path, leaf in zip(optree.tree_paths(value), optree.tree_leaves(value), strict=True)
+            if isinstance(leaf, Tensor)
+        ]
+
     def call(self, values: Sequence[Tensor]) -> Any:
         """The function's result with new differentiated leaves."""
         args = list(self.args)
@@ -109,6 +123,10 @@ def problem(name: str, fn: Callable[..., Any], args: tuple, kwargs: dict, argnum
     """
     single = isinstance(argnums, int)
     positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    if not all(isinstance(position, int) for position in positions):
+        raise ArgumentError(
+            f"{name}: argnums must be the number of a positional argument, or several, got {argnums!r}."
+        )
     for position in positions:
         if not -len(args) <= position < len(args):
             raise ArgumentError(
@@ -147,20 +165,25 @@ def _nothing_to_differentiate(name: str, positions: tuple[int, ...], arguments: 
     )
 
 
-def tensors_in(tree: Any) -> list[Tensor]:
-    """All tensors among the leaves of a tree."""
-    return [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+def tensors_in(*trees: Any) -> list[Tensor]:
+    """All tensors among the leaves of trees, in order."""
+    return [leaf for tree in trees for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
-def scalar_output(name: str, value: Any) -> Tensor:
+def scalar_output(name: str, value: Any, hint: str = " Return it together with has_aux=True.") -> Tensor:
     """The function's value, if a gradient can be taken of it.
+
+    Args:
+        name: of the transformation, for errors.
+        value: what the function returned.
+        hint: what to do with the rest of a tuple.
 
     Raises:
         GradientError: it is no real scalar tensor.
     """
     if not isinstance(value, Tensor):
-        hint = " Return it together with has_aux=True." if isinstance(value, tuple) else ""
-        raise GradientError(f"{name}: the function must return a scalar tensor, got a {type(value).__name__}.{hint}")
+        fix = hint if isinstance(value, tuple) else ""
+        raise GradientError(f"{name}: the function must return a scalar tensor, got a {type(value).__name__}.{fix}")
     if value.dim() != 0:
         raise GradientError(
             f"{name}: the function must return a scalar tensor, got {short(value)}. Reduce it with .mean() or .sum(), "

@@ -119,9 +119,9 @@ def pulled(
         if not reached:
             return [torch.zeros_like(leaf) for leaf in leaves]
         roots, given = zip(*reached, strict=True)
-        return list(
-            torch.autograd.grad(roots, leaves, given, create_graph=recorded, allow_unused=True, materialize_grads=True)
-        )
+        found = torch.autograd.grad(roots, leaves, given, create_graph=recorded, allow_unused=True)
+        # torch's own zeros would require grad, as leaves of somebody's graph.
+        return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
 def fresh(values: Sequence[Tensor]) -> list[Tensor]:

@@ -156,6 +156,15 @@ def push(fn: Flat, tensors: Tensors, places: Sequence[int], tangents: Tensors) -
     return result[2], list(result[1])
 
 
+def shared_summed(many: Flat, own: Sequence[bool]) -> Flat:
+    """Gradients for many examples, where what has not one for each example gets the sum of all."""
+
+    def run(*tensors: Tensor) -> list[Tensor]:
+        return [x if each else x.sum(0) for x, each in zip(many(*tensors), own, strict=True)]
+
+    return run
+
+
 def _filled(tensors: Tensors, places: Sequence[int], values: Tensors) -> list[Tensor]:
     full = list(tensors)
     for place, value in zip(places, values, strict=True):
@@ -165,14 +174,14 @@ def _filled(tensors: Tensors, places: Sequence[int], values: Tensors) -> list[Te
 
 def may_be_differentiated(tensors: Tensors) -> bool:
     """Whether a gradient may be asked for: by a transformation around, or outside of the jitted function."""
-    if torch.is_grad_enabled() and any(_requires_grad(tensor) for tensor in tensors):
+    if torch.is_grad_enabled() and any(map(requires_grad, tensors)):
         return True
     return any(level.key() == TransformType.Grad for level in get_interpreter_stack() or ())
 
 
-def _requires_grad(tensor: Tensor) -> bool:
-    # At any level: what transformations wrap around a tensor does not show it.
-    while not tensor.requires_grad and is_functorch_wrapped_tensor(tensor):
+def requires_grad(tensor: Tensor) -> bool:
+    """Whether plain autograd wants the gradient of a tensor, below all transformations."""
+    while is_functorch_wrapped_tensor(tensor):
         tensor = get_unwrapped(tensor)
     return tensor.requires_grad
 

@@ -29,7 +29,9 @@ from purenn.transforms._graph import (
     lift_constants,
     refuse_mutations,
 )
+from purenn.transforms._inline import inlined
 from purenn.transforms._lean import graph_is_differentiated
+from purenn.transforms._recorded import EscapedError, Recorded
 from purenn.transforms._rule_op import LostRuleError, marked_if_foreign
 from purenn.transforms._translate import place
 from purenn.tree._watch import is_watched
@@ -88,6 +90,11 @@ class Program:
     compiler: Callable[..., Callable[..., Sequence[Tensor]]]
     _compiled: Callable[..., Sequence[Tensor]] | None = None
 
+    @property
+    def like(self) -> list[Like]:
+        """What its arguments are like."""
+        return [Like.of(node.meta["val"]) for node in self.graph.graph.find_nodes(op="placeholder")]
+
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Run the graph as a part of another trace, where transformations around see what it does."""
         return _Seen(self.graph).run(*tensors)
@@ -95,8 +102,9 @@ class Program:
     def run(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Run the compiled graph. Most programs are steps on the way to others, so it is compiled when first run."""
         if self._compiled is None:
-            examples = [node.meta["val"] for node in self.graph.graph.nodes if node.op == "placeholder"]
-            self._compiled = self.compiler(self.graph, examples)
+            graph = inlined(self.graph, _inlined_at)
+            examples = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
+            self._compiled = self.compiler(graph, examples)
         return self._compiled(*tensors)
 
 
@@ -104,8 +112,20 @@ class Program:
 TRANSFORMABLE: dict[Any, Callable[..., Any]] = {}
 
 
+# By operation that only derivatives and batches see, which of its arguments names the program to run for its first one.
+INLINED: dict[Any, int] = {}
+
+
+def _inlined_at(node: fx.Node) -> fx.GraphModule | None:
+    return program(str(node.args[INLINED[node.target]])).graph if node.target in INLINED else None
+
+
 class _Seen(fx.Interpreter):
     """Runs a graph. An operation's own derivative is for the autograd of compilers, which torch.func cannot use."""
+
+    def __init__(self, graph: fx.GraphModule) -> None:
+        super().__init__(graph)
+        self.extra_traceback = False  # it would become a part of the text of our errors
 
     def call_function(self, target: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         seen: Any = TRANSFORMABLE.get(target, target)
@@ -210,6 +230,7 @@ def close(
 
     rebuilt(fn, note, {})
     closed = fn
+    given_like = [*like, *map(Like.of, outer)]
 
     def flat(*tensors: Tensor) -> list[Tensor]:
         own, given = tensors[: len(like)], tensors[len(like) :]
@@ -235,8 +256,9 @@ def close(
         _disable_current_modes(),
         tracing.mode,
     ):
-        examples = [tensor.example(differentiated=is_body) for tensor in (*like, *map(Like.of, outer))]
-        graph = graph_of(flat, examples)
+        examples = [tensor.example(differentiated=is_body) for tensor in given_like]
+        with Recorded():
+            graph = graph_of(flat, examples, torch.ops.purenn.constant.default)
     constants = lift_constants(graph)
     labels = [f"its argument {number}" for number in range(len(like))]
     refuse_mutations(name, graph, [*labels, *["a tensor that it closes over"] * (len(outer) + len(constants))])
@@ -254,10 +276,11 @@ def _found(name: str) -> Iterator[None]:
     except LostRuleError as error:
         raise GradientError(
             f"{name}: the body uses {error}, which has a derivative rule of its own, and a compiled loop's gradient is "
-            f"that of the traced body, which knows no rules. Write the loop in Python, or do not compile it."
+            f"that of the traced body, which does not know it. Write the rule with pn.custom_vjp or pn.custom_jvp, "
+            f"which graphs know, write the loop in Python, or do not compile it."
         ) from None
-    except RuntimeError as error:
-        if "escaped from inside a function being vmapped" not in str(error):
+    except (RuntimeError, EscapedError) as error:
+        if not isinstance(error, EscapedError) and "escaped from inside a function being vmapped" not in str(error):
             raise
         raise TraceError(
             f"{name}: the body reaches a tensor of a transformation around it through a global variable or an object's "

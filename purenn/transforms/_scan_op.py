@@ -22,6 +22,7 @@ from purenn.transforms._operation import (
     placed,
     pull,
     push,
+    shared_summed,
     tangents_at,
     value_and_pull,
     zeros_like,
@@ -48,7 +49,12 @@ def scan_tensors(
     made, outer = close("scan", plain, like, is_body=True)
     own = len(made.results)
     if may_be_differentiated([*carry, *xs, *constants, *outer]):
-        made = _differentiable(made, [*like, *map(Like.of, outer)], first, remat)
+        like += map(Like.of, outer)
+        try:
+            made = _differentiable(made, like, first, remat)
+        except NotImplementedError:
+            # Of a second derivative, which a transformation around a first one may not even ask for: when it does.
+            made = _differentiable(made, like, first, remat=True)
     results = Operation.apply(_Scan(made, first, len(xs), length, reverse, remat), *carry, *xs, *constants, *outer)
     return list(results[:first]), list(results[first:own])
 
@@ -118,10 +124,12 @@ class _Scan:
         results = [n for n in range(self.carry, len(cotangents)) if cotangents[n] is not None]
         # In a derivative of this one what was kept has a cotangent as well, and only the whole step knows what of.
         again = self.step.back is None or any(n in self.kept for n in results)
+        # Not taken within the step, which would close over what is kept, and take all of it as constants.
+        count = len(kept)
 
         def step(state: list[Tensor], entries: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
             above, sums = state[: len(carries)], state[len(carries) :]
-            saved, rest = entries[: len(kept)], entries[len(kept) :]
+            saved, rest = entries[:count], entries[count:]
             rows, given = rest[: self.xs], rest[self.xs :]
             point = [*saved[: self.carry], *rows, *shared]
             full = placed(len(self.step.results), [*carries, *results], [*above, *given])
@@ -156,10 +164,11 @@ class _Scan:
         moving = [[tangent for tangent in part if tangent is not None] for part in filled]
         results = differentiable(self.step.results)
         carried = sum(n < self.carry for n in results)
+        count = len(constants)
 
         def step(state: list[Tensor], entries: list[Tensor], shared: list[Tensor]) -> list[Tensor]:
-            point = [*state[: self.carry], *entries[: self.xs], *shared[: len(constants)]]
-            direction = [*state[self.carry :], *entries[self.xs :], *shared[len(constants) :]]
+            point = [*state[: self.carry], *entries[: self.xs], *shared[:count]]
+            direction = [*state[self.carry :], *entries[self.xs :], *shared[count:]]
             values, moved_values = push(self.step, point, places, direction)
             return [
                 *(*values[: self.carry], *moved_values[:carried]),
@@ -191,14 +200,8 @@ class _Scan:
         own = [item for n, item in enumerate(results) if n not in self.kept and item.is_differentiable]
         added = [item.batched(size) for item in (*at(results, self.kept[self.carry :]), *own)]
         many = torch.func.vmap(self.step.back, (*dims, *[0] * len(added)))
-        batched_places = [dims[n] is not None for n, item in enumerate(like) if item.is_differentiable]
-
-        def back(*tensors: Tensor) -> list[Tensor]:
-            # What all examples share gets the sum of their gradients.
-            pairs = zip(many(*tensors), batched_places, strict=True)
-            return [gradient if own else gradient.sum(0) for gradient, own in pairs]
-
-        return close("scan", back, [*like, *added])[0]
+        each = [dims[n] is not None for n, item in enumerate(like) if item.is_differentiable]
+        return close("scan", shared_summed(many, each), [*like, *added])[0]
 
 
 def _run(

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from purenn.errors import BatchingError, GradientError, MutationError, PurennError
+from purenn.errors import BatchingError, GradientError, MutationError, PurennError, TransformError
 
 _OURS = (str(Path(__file__).parents[1]), os.path.dirname(torch.__file__))
 
@@ -29,6 +29,11 @@ def place(error: BaseException) -> str:
 WRITTEN = (
     "the function writes in place into a parameter that is being differentiated",
     "Arguments are never changed: write `w = w + d` instead of `w.add_(d)` or `w += d`.",
+)
+# The same for a tensor that is no argument.
+WRITTEN_OUTSIDE = (
+    "the function writes in place into a tensor from outside of it",
+    "Write `y = x + d` instead of `x.add_(d)`, and return what is to be kept.",
 )
 # (what torch says, our exception, what was wrong, what to do)
 _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
@@ -61,6 +66,43 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         "Write `y = x + b` instead of `x.add_(b)`; a tensor to be filled must be made from a batched one.",
     ),
     (
+        r"Cannot access data pointer of Tensor that doesn't have storage",
+        BatchingError,
+        "the function asks for the data of a batched tensor (.numpy(), .tolist() or a pointer)",
+        "Compute with torch, and call numpy outside.",
+    ),
+    (
+        r"vmap: We do not support batching operators that can (support|output) dynamic shape|"
+        r"vmap: Attempted to vmap over `mask` in torch\.masked_select",
+        BatchingError,
+        "the shape of a result depends on values (a boolean mask as an index, nonzero, unique)",
+        "It would differ from example to example: use torch.where(mask, x, 0), or a fixed number of results.",
+    ),
+    (
+        r"Batch norm got a batched tensor as input while the running_mean or running_var",
+        MutationError,
+        "a batch normalisation writes its running statistics in place, which are the same for all examples",
+        "Use purenn.layers.batch_norm, which returns new ones, or make the module pure with bridge.from_module.",
+    ),
+    (
+        r"it must override the setup_context staticmethod",
+        TransformError,
+        "a torch.autograd.Function without setup_context cannot be transformed",
+        "Give it one and generate_vmap_rule = True, or write the rule with pn.custom_vjp.",
+    ),
+    (
+        r"You tried to vmap over (?P<operation>\w+), but it does not have vmap support",
+        BatchingError,
+        "the torch.autograd.Function {operation} has no batching rule",
+        "Set its generate_vmap_rule = True, or write the rule with pn.custom_vjp.",
+    ),
+    (
+        r"You must implement the jvp function for custom autograd\.Function",
+        GradientError,
+        "a torch.autograd.Function has no derivative in forward mode",
+        "Give it a jvp staticmethod, write the rule with pn.custom_jvp, or use reverse mode (pn.vjp, pn.jacrev).",
+    ),
+    (
         r"Batching rule not implemented for (?P<operation>[\w:.]*\w)",
         BatchingError,
         "torch has no batching rule for {operation}",
@@ -73,9 +115,33 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         "Write `y = f(x)` into a new name instead of changing x in place.",
     ),
     (
+        r"attempted to call in-place operation .* that would mutate a captured Tensor",
+        MutationError,
+        *WRITTEN_OUTSIDE,
+    ),
+    (
+        r"functions with out=\.\.\. arguments don't support automatic differentiation",
+        MutationError,
+        "the function writes into a tensor by out=, which has no derivative",
+        "Use the result of the call instead.",
+    ),
+    (
+        r"You are attempting to call Tensor\.requires_grad_\(\)",
+        TransformError,
+        "the function calls requires_grad_() on a tensor that is being transformed",
+        "Take derivatives within it with pn.grad or pn.vjp; they nest.",
+    ),
+    (
+        r"Can't call numpy\(\) on Tensor that requires grad",
+        GradientError,
+        "the function asks for the data (.numpy()) of a tensor that is being differentiated",
+        "Compute with torch; if there shall be no derivative, write x.detach().numpy().",
+    ),
+    (
         r"derivative for (?P<operation>[\w:.]*\w) is not implemented|"
-        r"the derivative for '(?P<other>[\w:.]*\w)' is not implemented|"
-        r"derivative for '(?P<third>[\w:.]*\w)' is not implemented",
+        r"the derivative for '(?P<other>[\w:. ]*\w)' is not implemented|"
+        r"derivative for '(?P<third>[\w:.]*\w)' is not implemented|"
+        r"Trying to backward through (?P<fourth>[\w:.]*\w) but no autograd formula was registered",
         GradientError,
         "torch has no derivative for {operation}",
         "Use the layer of purenn.layers for this operation, or write it in operations that have one.",

@@ -47,7 +47,7 @@ def vmap(
         The batched function.
 
     Raises:
-        ArgumentError: `in_dims` does not fit the arguments.
+        ArgumentError: an unknown `randomness`, a `chunk_size` below 1, or `in_dims` or `out_dims` that do not fit.
         BatchingError: the axes differ in length, or `fn` does what cannot be batched.
 
     Example:
@@ -59,6 +59,8 @@ def vmap(
     """
     if randomness not in ("error", "same", "different"):
         raise ArgumentError(f"vmap: randomness must be 'error', 'same' or 'different', got {randomness!r}.")
+    if chunk_size is not None and chunk_size < 1:
+        raise ArgumentError(f"vmap: chunk_size must be at least 1, got {chunk_size}.")
 
     @functools.wraps(fn)
     def batched(*args: Any, **kwargs: Any) -> Any:
@@ -96,6 +98,7 @@ def vmap(
             results, structure = flatten(out)
             _check_output(structure, results)
             outcome.update(spec=structure.spec, dims=_broadcast("the result", out_dims, out, option="out_dims"))
+            _check_out_dims(structure, results, outcome["dims"])
             return tuple(results)
 
         with translated("vmap"):
@@ -162,6 +165,13 @@ def _check(where: str, leaf: Any, dim: int | None, sizes: list[tuple[int, str]])
             f"in_dims for an argument that all examples share."
         )
     return dim
+
+
+def _check_out_dims(structure: Structure, leaves: list[Tensor], dims: list[int]) -> None:
+    for path, leaf, dim in zip(structure.paths, leaves, dims, strict=True):
+        if not -leaf.dim() - 1 <= dim <= leaf.dim():
+            where = f" at {path!r}" if path else ""
+            raise ArgumentError(f"vmap: the result {short(leaf)}{where} has no place for a new axis {dim} in out_dims.")
 
 
 def _check_output(structure: Structure, leaves: list[Any]) -> None:

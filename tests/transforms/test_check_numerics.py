@@ -72,6 +72,23 @@ def test_backward_fault(device: torch.device) -> None:
     assert text_of(value.backward) == expected
 
 
+def test_faults_outside_of_layers(device: torch.device) -> None:
+    """What the function itself makes of good outputs is checked as well, with its gradient, also without any layer."""
+    p, x = make(device, torch.exp), torch.zeros(2, device=device)
+    ratio = pn.check_numerics(lambda p, x: (sequential(p, x) * 0).sum().log())
+    assert text_of(lambda: ratio(p, x)) == (
+        "check_numerics: the output of the function, f32[], has 0 NaN and 1 infinities."
+    )
+    gradient = pn.check_numerics(pn.grad(lambda x: x.sqrt().sum()))
+    assert text_of(lambda: gradient(x)) == (
+        "check_numerics: the output of the function, f32[2], has 0 NaN and 2 infinities."
+    )
+    root = pn.grad(lambda x: pn.check_numerics(torch.square)(x).sqrt().sum())
+    assert text_of(lambda: root(x)) == (
+        "check_numerics: the gradient of the output of the function, f32[2], has 0 NaN and 2 infinities."
+    )
+
+
 def test_not_inside_jit(device: torch.device) -> None:
     """A traced function has no values, and says so."""
     p, x = make(device, torch.exp), torch.ones(2, device=device)

@@ -205,6 +205,13 @@ def test_errors(device: torch.device) -> None:
         "while_loop: the carry must be a tree of tensors, but the tree itself is 0: what changes from step to step "
         "cannot be a part of the structure. Use torch.tensor(0)."
     )
+    for bounds, wrong in (
+        ((0, 1.5), "upper must be a whole number or an integer tensor, got 1.5"),
+        ((x[0], 3), "lower must be a whole number or an integer tensor, got f32[]"),
+    ):
+        assert text(ArgumentError, lambda bounds=bounds: pn.fori_loop(*bounds, lambda _, x: x, x)) == (
+            f"fori_loop: {wrong}."
+        )
     for transformed in (pn.vmap, lambda f: pn.jit(f, backend="eager")):
         data = torch.ones(2, 3, device=device) if transformed is pn.vmap else x
         different = transformed(lambda x: pn.cond(x.sum() > 0, lambda x: x, lambda x: x[:2], x))

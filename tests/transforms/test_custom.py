@@ -1,5 +1,7 @@
 """`custom_vjp` and `custom_jvp`: rules of one's own under every transformation, without a batching rule."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
@@ -190,8 +192,23 @@ def test_errors(device: torch.device) -> None:
     )
     wrong.defjvp(lambda primals, tangents: (2 * primals[0], (tangents[0], tangents[0])))
     assert text_of(lambda: pn.jvp(wrong, (x,), (x,))) == (
-        "custom_jvp: the tangent that the rule of 'double' returns must look like the output."
+        "custom_jvp: the tangent that the rule of 'double' returns must look like the output, f32[3], got (f32[3], "
+        "f32[3])."
     )
+    wrong.defjvp(lambda primals, tangents: (2 * primals[0], tangents[0].sum()))
+    assert text_of(lambda: pn.grad(lambda x: wrong(x).sum())(x)) == (
+        "custom_jvp: the tangent that the rule of 'double' returns must look like the output, f32[3], got f32[]."
+    )
+    number = pn.custom_jvp(lambda x: (x, 3))
+    number.defjvp(lambda primals, tangents: (primals, tangents))
+    assert text_of(lambda: number(x)) == "custom_jvp: '<lambda>' must return tensors, got 3."
+    forward = (
+        "custom_vjp 'relu': its rule is for reverse mode, and forward mode (pn.jvp, pn.jacfwd, pn.hessian) has none. "
+        "Use pn.custom_jvp, whose rule serves both modes, or reverse mode: pn.jacrev(pn.grad(f)) is a Hessian."
+    )
+    assert text_of(lambda: pn.jvp(relu, (x,), (x,))) == forward
+    looped = lambda x: pn.scan(lambda c, _: (relu(c), None), x, None, length=2)[0]  # noqa: E731
+    assert text_of(lambda: pn.jit(lambda x: pn.jvp(looped, (x,), (x,)), backend="eager")(x)) == forward
 
 
 def test_forward_over_forward(device: torch.device) -> None:
@@ -207,28 +224,235 @@ def test_forward_over_forward(device: torch.device) -> None:
     assert torch.equal(pn.grad(lambda x: first(x).sum())(x), 6 * x)
 
 
+# Rules that differ from the derivatives of the functions, so that it shows where one is lost.
+
+
+@pn.custom_vjp
+def wave(x: Tensor, w: Tensor) -> Tensor:
+    """Three times the gradient for x, twice that for w."""
+    return (x * w).sin()
+
+
+wave.defvjp(
+    lambda x, w: ((x * w).sin(), (x, w, (x * w).cos(), 2.0)),
+    lambda kept, g: (3 * kept[1] * kept[2] * g, kept[3] * (kept[0] * kept[2] * g).sum()),
+)
+
+
+@pn.custom_jvp
+def twice(x: Tensor, w: Tensor) -> Tensor:
+    """A rule that uses its own function and another one with a rule."""
+    return wave(x, w) + x
+
+
+def _moved(primals: tuple, tangents: tuple) -> tuple:
+    y = twice(*primals)
+    return y, tangents[0] * 0.2 * y + tangents[1] * primals[0]
+
+
+twice.defjvp(_moved)
+
+
+@pn.custom_vjp
+def counted(p: dict, w: Tensor) -> dict:
+    """Containers, integers among arguments, results and residuals, no gradient for some."""
+    return {"y": p["x"] * w * p["n"], "n": p["n"] + 1}
+
+
+counted.defvjp(
+    lambda p, w: ({"y": p["x"] * w * p["n"], "n": p["n"] + 1}, {**p, "w": w}),
+    lambda kept, g: ({"x": kept["n"] * kept["w"] * g["y"] * 1.7, "n": pn.tree.HOLE}, None),
+)
+
+
+def _in_tree(x: Tensor, w: Tensor) -> Tensor:
+    result = counted({"x": x, "n": torch.tensor(2, device=x.device)}, w)
+    return result["y"] * result["n"]
+
+
+FUNCTIONS = {"custom_vjp": wave, "custom_jvp": twice, "containers": _in_tree}
+
+
+def _scanned(f: Callable, x: Tensor, w: Tensor) -> Tensor:
+    last, ys = pn.scan(lambda c, row: (f(c, w) * row, f(row, w)), x, torch.stack([x, x * 2]), reverse=True)
+    return last + ys.sum(0)
+
+
+def _chosen(f: Callable, x: Tensor, w: Tensor) -> Tensor:
+    def step(i: Tensor, c: Tensor) -> Tensor:
+        return pn.cond(c.sum() > 0.2, lambda c: pn.vmap(lambda c: f(c, w))(c), lambda c: f(c, w) * i, c)
+
+    return pn.fori_loop(1, 3, step, x)
+
+
+def _plain(f: Callable, x: Tensor, w: Tensor) -> Tensor:
+    return f(x, w)
+
+
+def _derivatives(f: Callable, x: Tensor, w: Tensor) -> list:
+    total = lambda x, w: f(x, w).square().sum()  # noqa: E731
+    both = pn.grad(total, (0, 1))
+    return [
+        f(x, w),
+        both(x, w),
+        pn.grad(lambda w: both(x, w)[0].sin().sum())(w),
+        pn.vmap(both, in_dims=(0, None))(torch.stack([x, x.cos()]), w),
+        pn.grad(lambda w: pn.vmap(total, in_dims=(0, None))(torch.stack([x, x.cos()]), w).sum())(w),
+    ]
+
+
+def _forward_derivatives(f: Callable, x: Tensor, w: Tensor) -> list:
+    total = lambda x: f(x, w).square().sum()  # noqa: E731
+    return [pn.jvp(f, (x, w), (x.cos(), w * 2)), pn.vmap(pn.hessian(total))(torch.stack([x, x.cos()]))]
+
+
+@pytest.mark.parametrize(
+    ("kind", "place"), [*((kind, place) for kind in FUNCTIONS for place in (_scanned, _plain)), ("custom_vjp", _chosen)]
+)
+def test_rules_in_compiled_graphs(device: torch.device, kind: str, place: Callable) -> None:
+    """Compiled loops and branches and functions differentiated from outside have the derivatives of the rules."""
+    x = torch.tensor([0.3, -0.7, 0.9], dtype=DOUBLE, device=device)
+    w = torch.tensor(0.8, dtype=DOUBLE, device=device)
+    f = lambda x, w: place(FUNCTIONS[kind], x, w)  # noqa: E731
+    compiled = pn.jit(lambda x, w: _derivatives(f, x, w), backend="eager")
+    torch.testing.assert_close(compiled(x, w), _derivatives(f, x, w), rtol=1e-10, atol=1e-12)
+    if kind == "custom_jvp":
+        f = lambda x, w: place(softplus, x, w)  # noqa: E731
+        compiled = pn.jit(lambda x, w: _forward_derivatives(f, x, w), backend="eager")
+        torch.testing.assert_close(compiled(x, w), _forward_derivatives(f, x, w), rtol=1e-10, atol=1e-12)
+    leaves = [x.requires_grad_(), w.requires_grad_()]
+
+    def gradients(f: Callable, create_graph: bool) -> tuple:
+        value = f(*leaves).square().sum()
+        return torch.autograd.grad(value, leaves, create_graph=create_graph, materialize_grads=True)
+
+    for backend in ("eager", "aot_eager") if place is _plain else ("eager",):
+        found, expected = (gradients(g, backend == "eager") for g in (pn.jit(f, backend=backend), f))
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+        if backend == "eager":
+            again = [torch.autograd.grad(sum(y.sum() for y in one), leaves)[0] for one in (found, expected)]
+            torch.testing.assert_close(*again, rtol=1e-10, atol=1e-12)
+
+
+def test_rules_in_compiled_while_loops(device: torch.device) -> None:
+    """The forward mode of a compiled loop without a known end uses the rules in its body."""
+    x = torch.tensor([0.3, -0.7], dtype=DOUBLE, device=device)
+
+    def loop(x: Tensor) -> Tensor:
+        return pn.while_loop(lambda s: s[1] < 3, lambda s: (softplus(s[0], x), s[1] + 1), (x, x.new_zeros(())))[0]
+
+    def both(x: Tensor) -> list:
+        return [pn.jvp(loop, (x,), (x,)), pn.vmap(pn.jacfwd(loop))(torch.stack([x, -x]))]
+
+    torch.testing.assert_close(pn.jit(both, backend="eager")(x), both(x), rtol=1e-10, atol=1e-12)
+
+
+def test_rules_see_what_they_close_over(device: torch.device) -> None:
+    """Rules of functions that are made in the surrounding function work in compiled loops, batched as well."""
+
+    def loop(w: Tensor, x: Tensor) -> Tensor:
+        clipped = pn.custom_vjp(lambda x: x * w)
+        clipped.defvjp(lambda x: (x * w, None), lambda _, g: ((g * w).clamp(-1, 1),))
+        scaled = pn.custom_jvp(lambda x: x * w)
+        scaled.defjvp(lambda primals, tangents: (scaled(*primals), tangents[0] * w * 2))
+        return pn.scan(lambda c, _: (scaled(clipped(c)), None), x, None, length=2)[0].sum()
+
+    ws = torch.tensor([0.3, 2.0], dtype=DOUBLE, device=device)
+    x = torch.tensor([1.0, -2.0], dtype=DOUBLE, device=device)
+    many = pn.vmap(pn.value_and_grad(loop, 1), in_dims=(0, None))
+    expected = [pn.value_and_grad(loop, 1)(w, x) for w in ws]
+    found = pn.jit(many, backend="eager")(ws, x)
+    torch.testing.assert_close(found, tuple(map(torch.stack, zip(*expected, strict=True))), rtol=0, atol=1e-12)
+
+
+def test_what_examples_share(device: torch.device) -> None:
+    """Under vmap a rule is one for each example: residuals and results that all share are counted once for each."""
+    w = torch.tensor(0.8, dtype=DOUBLE, device=device)
+    xs = torch.tensor([[0.3, -0.7], [0.1, 0.2]], dtype=DOUBLE, device=device)
+    two = pn.custom_vjp(lambda x, w: (x * w, w * 2))
+    two.defvjp(lambda x, w: ((x * w, w * 2), w), lambda w, g: (g[0] * w, g[1].clamp(-1, 1) + w**2))
+
+    def total(f: Callable, w: Tensor) -> Tensor:
+        return f(xs, w).sum()
+
+    def first(x: Tensor, w: Tensor) -> Tensor:
+        return wave(x, w).square().sum()
+
+    def second(x: Tensor, w: Tensor) -> Tensor:
+        y, z = two(x, w)
+        return (y * z).sum()
+
+    for f in (first, second):
+        batched, looped = pn.vmap(f, in_dims=(0, None)), lambda xs, w, f=f: torch.stack([f(x, w) for x in xs])
+        for order in (
+            lambda g: pn.grad(lambda w: total(g, w))(w),
+            lambda g: pn.grad(lambda w: pn.grad(lambda w: total(g, w))(w).sin())(w),
+            lambda g: pn.grad(lambda w: pn.grad(lambda xs: g(xs, w).sum())(xs).sin().sum())(w),
+        ):
+            torch.testing.assert_close(order(batched), order(looped), rtol=1e-12, atol=1e-12)
+
+
+def test_within_remat(device: torch.device) -> None:
+    """A function with a rule can be computed again."""
+    x = torch.tensor([0.3, -0.7], dtype=DOUBLE, device=device)
+    w = torch.tensor(0.8, dtype=DOUBLE, device=device)
+    total = lambda f: pn.grad(lambda x: f(x, w).sum())(x)  # noqa: E731
+    assert torch.equal(total(pn.remat(wave)), total(wave))
+
+
+def test_integer_results(device: torch.device) -> None:
+    """A forward-mode rule says nothing of integers among the results."""
+    top = pn.custom_jvp(lambda x: (x * 2, x.argmax()))
+    top.defjvp(lambda primals, tangents: (top(*primals), (tangents[0] * 3, primals[0].argmax())))
+    x = torch.tensor([0.3, 0.9], dtype=DOUBLE, device=device)
+    assert pn.jvp(lambda x: top(x)[0], (x,), (x,))[1].equal(3 * x)
+    assert pn.vmap(pn.grad(lambda x: top(x)[0].sum()))(x[None]).tolist() == [[3, 3]]
+    looped = lambda x: pn.scan(lambda c, _: top(c), x, None, length=2)[0].sum()  # noqa: E731
+    assert pn.jit(pn.grad(looped), backend="eager")(x).tolist() == [9, 9]
+
+
+class _Clipped(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: object, inputs: tuple, output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient.clamp(-1, 1)
+
+    @staticmethod
+    def jvp(ctx: object, tangent: Tensor) -> Tensor:
+        return tangent.clamp(-1, 1)
+
+
 @pytest.mark.filterwarnings("ignore:Error detected in GeneratedBackwardFor_purenn:UserWarning")
-def test_graphs_do_not_lose_a_rule(device: torch.device) -> None:
-    """Where a compiled graph would be differentiated without the rule there is an error, and no other number."""
-    clipped = pn.custom_vjp(lambda x: x.clone())
-    clipped.defvjp(lambda x: (x.clone(), None), lambda _, gradient: (gradient.clamp(-1, 1),))
-    f = lambda x: 5 * clipped(x)  # noqa: E731
-    loop = lambda x: pn.scan(lambda c, _: (2 * clipped(c), None), x, None, length=3)[0]  # noqa: E731
+def test_graphs_do_not_lose_rules_that_they_cannot_hold(device: torch.device) -> None:
+    """Where a graph would be differentiated without the rule of an autograd.Function there is an error."""
     x = torch.tensor(2.0, device=device)
-    jitted = pn.jit(f, backend="aot_eager")
+    step = lambda c: 2 * _Clipped.apply(c)  # noqa: E731
+    scanned = lambda x: pn.scan(lambda c, _: (step(c), None), x, None, length=3)[0]  # noqa: E731
+    looped = lambda x: pn.while_loop(lambda c: c < 9, step, x)  # noqa: E731
+    chosen = lambda x: pn.cond(x > 0, step, torch.sin, x)  # noqa: E731
+    name = "autograd.Function _Clipped"
+    for f, kind in ((scanned, "scan"), (looped, "while_loop"), (chosen, "cond")):
+        assert pn.jit(f, backend="eager")(x) == f(x)
+        forward = pn.jit(lambda x, f=f: pn.jvp(f, (x,), (x,)), backend="eager")
+        reverse = pn.jit(pn.grad(f), backend="eager")
+        for call in (forward,) if f is looped else (forward, reverse):
+            assert text_of(lambda call=call: call(x)) == (
+                f"{kind}: the body uses {name}, which has a derivative rule of its own, and a compiled loop's "
+                f"gradient is that of the traced body, which does not know it. Write the rule with pn.custom_vjp or "
+                f"pn.custom_jvp, which graphs know, write the loop in Python, or do not compile it."
+            )
+    jitted = pn.jit(lambda x: 5 * _Clipped.apply(x), backend="aot_eager")
     assert jitted(x) == 10
-    assert pn.jit(pn.grad(f), backend="aot_eager")(x) == 1
-    outside = (
-        "custom_vjp '<lambda>': a compiled function that uses this one is differentiated from outside, but the rule is "
-        "not in the compiled graph: compile the gradient instead, pn.jit(pn.grad(f))."
-    )
-    assert text_of(lambda: pn.grad(jitted)(x)) == outside
-    assert text_of(lambda: jitted(x.clone().requires_grad_()).backward()) == outside
-    assert pn.grad(loop)(x) == 1
-    assert pn.jit(loop, backend="aot_eager")(x) == 16
-    assert text_of(lambda: pn.jit(pn.grad(loop), backend="aot_eager")(x)) == (
-        "scan: the body uses custom_vjp '<lambda>', which has a derivative rule of its own, and a compiled loop's "
-        "gradient is that of the traced body, which knows no rules. Write the loop in Python, or do not compile it."
+    assert text_of(lambda: jitted(x.clone().requires_grad_()).backward()) == (
+        f"{name}: a compiled function that uses this one is differentiated from outside, but the rule is not in the "
+        f"compiled graph: compile the gradient instead, pn.jit(pn.grad(f))."
     )
 
 

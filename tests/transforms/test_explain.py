@@ -37,9 +37,9 @@ def test_explain(device: torch.device) -> None:
 def test_check_grads_accepts_right_derivatives(device: torch.device) -> None:
     """First and second derivatives of a whole model pass in both modes, with trees as results."""
     p, x = make(device), inputs(device, 2)
-    pn.check_grads(net, p, x)
-    pn.check_grads(lambda p: {"y": net(p, x), "n": 3}, p, order=1)
-    pn.check_grads(pn.grad(loss), p, x, order=1, modes=("reverse",))
+    pn.check_grads(net, (p, x))
+    pn.check_grads(lambda p: {"y": net(p, x), "n": 3}, (p,), order=1)
+    pn.check_grads(pn.grad(loss), (p, x), order=1, modes=("reverse",))
 
 
 def test_check_grads_names_the_wrong_leaf(device: torch.device) -> None:
@@ -52,23 +52,28 @@ def test_check_grads_names_the_wrong_leaf(device: torch.device) -> None:
         return p.weight.sum() + wrong(p.bias).sum()
 
     with pytest.raises(GradientError) as error:
-        pn.check_grads(fn, p, modes=("reverse",))
+        pn.check_grads(fn, (p,), modes="reverse")
     assert str(error.value).startswith(
         "check_grads: the first derivative with respect to argument 0, 'bias', in reverse mode, differs from finite "
         "differences:\nJacobian mismatch for output 0 with respect to input 1"
     )
-    pn.check_grads(lambda p: p.weight.square().sum(), p)
+    pn.check_grads(lambda p: p.weight.square().sum(), (p,))
 
 
 def test_check_grads_errors(device: torch.device) -> None:
     """Single precision, orders and modes are checked."""
     p = Affine(torch.ones(2, 3, device=device))
     cases = {
+        "check_grads: args must be the tuple of the function's arguments, got an Affine: write "
+        "pn.check_grads(fn, (p, x)).": lambda: pn.check_grads(lambda p: p.weight, p),
         "check_grads: argument 0, 'weight' is f32[2,3]; finite differences need float64: use pn.tree.to(p, "
-        "torch.float64).": lambda: pn.check_grads(lambda p: p.weight, p),
-        "check_grads: order must be 1 or 2, got 3.": lambda: pn.check_grads(lambda p: p.weight, p, order=3),
+        "torch.float64).": lambda: pn.check_grads(lambda p: p.weight, (p,)),
+        "check_grads: order must be 1 or 2, got 3.": lambda: pn.check_grads(lambda p: p.weight, (p,), order=3),
         "check_grads: modes must be 'reverse', 'forward' or both, got ('backward',).": lambda: pn.check_grads(
-            lambda p: p.weight, p, modes=("backward",)
+            lambda p: p.weight, (p,), modes=("backward",)
+        ),
+        "check_grads: modes must be 'reverse', 'forward' or both, got 'both'.": lambda: pn.check_grads(
+            lambda p: p.weight, (p,), modes="both"
         ),
     }
     for text, call in cases.items():

@@ -323,7 +323,7 @@ def test_error_too_many_traces(device: torch.device) -> None:
     assert message((x[:3],), (x[:3].T,)) == (
         f"{head}argument 0 from f64[3,3] {where} to f64[3,3] {where}, strides (1, 3)."
     )
-    assert message((x,), ((x, None),)) == f"{head}the structure of the arguments at '0.0': None against a tuple."
+    assert message((x,), ((x, None),)) == f"{head}the structure of argument 0: a Tensor against a tuple."
     assert message(({"a": x, "b": x},), ({"a": x, "b": x.clone()},)) == (f"{head}which arguments are the same tensor.")
     static = pn.assert_max_traces(1)(plain(lambda x, n, m=None: x * n, static_argnames=("n", "m")))
     static(x, 1)
@@ -352,6 +352,15 @@ def test_error_options(device: torch.device) -> None:
     assert text_of(lambda: plain(lambda x, n: x, static_argnames="n")(x, [1]), ArgumentError) == (
         "jit: the static argument 'n' must be hashable, got a list: use a tuple instead of a list, and a tuple of "
         "pairs instead of a dict."
+    )
+    assert text_of(lambda: plain(lambda x: x, donate_argnums="x"), ArgumentError) == (
+        "jit: donate_argnums must be numbers of positional arguments, got 'x'; arguments have numbers, not names."
+    )
+    assert text_of(lambda: pn.jit(torch.sin, backend="none")(x), ArgumentError) == (
+        "jit: backend must be 'inductor', 'aot_eager', 'eager' or another of torch.compile's, got 'none'."
+    )
+    assert text_of(lambda: pn.jit(torch.sin, mode="fast")(x), ArgumentError).endswith(
+        "'max-autotune-no-cudagraphs', 'max-autotune', got 'fast'."
     )
     assert text_of(lambda: plain(torch.sin, donate_argnums=1)(x), ArgumentError) == (
         "jit: donate_argnums names the positional argument 1, but the function was called with 1."

@@ -217,6 +217,6 @@ def test_rules_of_autograd_functions_in_bodies(device: torch.device, body: str) 
     torch.testing.assert_close(pn.jit(batch, backend="eager")(x), batch(x))
     assert text_of(lambda: pn.jit(pn.grad(f), backend="eager")(x)) == (
         f"{body}: the body uses autograd.Function StraightThrough, which has a derivative rule of its own, and a "
-        f"compiled loop's gradient is that of the traced body, which knows no rules. Write the loop in Python, or do "
-        f"not compile it."
+        f"compiled loop's gradient is that of the traced body, which does not know it. Write the rule with "
+        f"pn.custom_vjp or pn.custom_jvp, which graphs know, write the loop in Python, or do not compile it."
     )

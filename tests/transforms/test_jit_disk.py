@@ -41,7 +41,13 @@ def loop(w):
 def choice(w):
     return pn.cond(w.sum() > 1, lambda w: w.sin(), lambda w: w.cos(), w).sum()
 
-for loss in (loop, choice):
+clipped = pn.custom_vjp(lambda w: w.sin())
+clipped.defvjp(lambda w: (w.sin(), w), lambda w, g: (3 * g * w,))
+
+def ruled(w):
+    return (pn.scan(lambda carry, _: (clipped(carry) * w, None), w, length=2)[0] * clipped(w)).sum()
+
+for loss in (loop, choice, ruled):
     (expected,) = torch.autograd.grad(loss(w), w)
     (found,) = torch.autograd.grad(pn.jit(loss)(w), w)
     torch.testing.assert_close(found, expected)

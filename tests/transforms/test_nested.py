@@ -35,6 +35,26 @@ def test_constants_leave_no_graph(device: torch.device) -> None:
     assert not pn.grad(lambda v: pn.grad(cubes)(v).sum())(w).requires_grad
 
 
+def test_what_nothing_depends_on(device: torch.device) -> None:
+    """The inner gradient by an unused leaf is a constant zero, also where an inner loop computes its steps again."""
+    p = {name: torch.tensor([1.0, 2.0], dtype=DOUBLE, device=device) for name in ("used", "unused")}
+    graphs = []
+
+    def loss(p: dict[str, Tensor]) -> Tensor:
+        return cubes(p["used"])
+
+    def outer(p: dict[str, Tensor]) -> Tensor:
+        inner = pn.grad(loss)(p)
+        graphs.append(inner["unused"].requires_grad)
+        return inner["used"].sum() + inner["unused"].sum()
+
+    pn.grad(outer)(p)
+    assert graphs == [False]
+    loops = [pn.meta.inner_loop(loss, pn.optim.sgd(0.1), 2, remat=remat) for remat in (False, True)]
+    plain, again = (pn.grad(lambda p, adapt=adapt: loss(adapt(p)[0]))(p) for adapt in loops)
+    assert pn.tree.allclose(again, plain, rtol=0, atol=1e-12)
+
+
 def test_graph_for_outside(device: torch.device) -> None:
     """Where an argument or something closed over requires grad, the gradient has a graph of plain autograd."""
     w = torch.tensor([1.0, 2.0], dtype=DOUBLE, device=device, requires_grad=True)

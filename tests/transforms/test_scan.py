@@ -140,6 +140,24 @@ def test_stateful_bodies_return_their_buffers(device: torch.device) -> None:
     assert pn.tree.allclose(pn.jit(run, backend="aot_eager")(layers, x), (y, buffers), atol=1e-6)
 
 
+def test_batched_gradients_of_stateful_carries(device: torch.device) -> None:
+    """A layer with buffers in the carry has a compiled gradient for each example, as in eager."""
+    norm = pn.tree.to(BatchNorm1d.init(3, device=device), DOUBLE)
+    xs = torch.linspace(-1, 1, 24, dtype=DOUBLE, device=device).reshape(2, 4, 3).sin()
+
+    def loss(norm: BatchNorm1d, x: Tensor) -> Tensor:
+        def body(state: tuple[BatchNorm1d, Tensor], _: None) -> tuple[tuple[BatchNorm1d, Tensor], None]:
+            y, new = state[0](state[1], train=True)
+            return (new, y.tanh()), None
+
+        (new, y), _ = pn.scan(body, (norm, x), None, length=2)
+        return y.pow(3).sum() + new.running_mean.square().sum()
+
+    many = pn.vmap(pn.grad(loss, (0, 1)), in_dims=(None, 0))
+    found, expected = pn.jit(many, backend="eager")(norm, xs), many(norm, xs)
+    assert pn.tree.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
 def test_keys(device: torch.device) -> None:
     """Draws inside are those of the keys, under jit and with rematerialisation as well."""
     keys = pn.random.split(pn.random.key(3, device), 5)
