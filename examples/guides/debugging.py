@@ -117,7 +117,7 @@ def is_my_gradient_right() -> None:
     wrong.defvjp(lambda x: (x.sin(), x), lambda x, cotangent: (cotangent * x.sin(),))
     print("\n--- is my gradient right?", end="")
     point = torch.ones(2, dtype=torch.float64)
-    raises(errors.GradientError, lambda: pn.check_grads(wrong, point, order=1, modes=("reverse",)), "argument 0")
+    raises(errors.GradientError, lambda: pn.check_grads(wrong, (point,), order=1, modes=("reverse",)), "argument 0")
 
 
 def are_my_random_numbers_independent() -> None:

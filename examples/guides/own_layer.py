@@ -109,7 +109,7 @@ def test_equals_the_reference() -> None:
 
 def test_derivatives() -> None:
     """First and second derivatives, reverse and forward, are those of finite differences."""
-    pn.check_grads(scaled_linear, make(), torch.randn(2, 4, dtype=torch.float64))
+    pn.check_grads(scaled_linear, (make(), torch.randn(2, 4, dtype=torch.float64)))
 
 
 def test_batches() -> None:

@@ -78,7 +78,7 @@ class Call:
         given: Any = (*args, *kwargs.values())
         leaves, spec = optree.tree_flatten(given)
         places = [n for n, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
-        self._setting, self._frame = setting, Frame(leaves, places, spec)
+        self._setting, self._frame = setting, Frame.of(leaves, places, spec)
         self._tensors = [leaves[place] for place in places]
         self._found: Found | None = None
 

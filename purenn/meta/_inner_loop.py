@@ -185,10 +185,12 @@ class _Loop:
         numbers: range,
     ) -> tuple[Carry, Tensor]:
         leaves, spec = optree.tree_flatten(carry)  # pyright: ignore[reportArgumentType]
+        # Without the tensors: a body that closes over them would have a gradient for them in every step.
+        constants = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
 
         def with_tensors(tensors: list[Tensor]) -> Any:
             given = iter(tensors)
-            return unflatten(spec, [next(given) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+            return unflatten(spec, [next(given) if leaf is None else leaf for leaf in constants])
 
         def body(tensors: list[Tensor], entry: Any) -> tuple[list[Tensor], Tensor]:
             after, value = step(with_tensors(tensors), rest, entry if self.batches else args, kwargs)

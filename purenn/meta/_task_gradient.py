@@ -45,7 +45,7 @@ def grad(
 
     - "vmap" makes one batched gradient of all tasks' and takes the mean after. Best under `pn.jit`.
     - "sum" gives each task its own copy of the parameters and differentiates the sum of the losses, by ordinary
-      operations on stacked tensors. Best in eager for small models.
+      operations on stacked tensors. Best in eager for small models, and under `pn.jit` for a scanned `inner_loop`.
     - "loop" takes the tasks one by one. Best for convolutions on the CPU, and least memory.
     - "auto" is "loop" for convolutions on the CPU, otherwise "sum" in eager and "vmap" under `pn.jit` and within other
       transformations. `meta.choose` says which and why; so does the logger ``purenn.meta``.

@@ -202,7 +202,7 @@ def test_row_50_hooks_and_features(device: torch.device) -> None:
 def test_row_51_gradcheck(device: torch.device) -> None:
     """A whole container's derivatives are held against differences, and a wrong one is found."""
     p, x = model(device), numbers(2, 4, device=device)
-    pn.check_grads(lambda p, x: p(x).sin().sum(), p, x)
+    pn.check_grads(lambda p, x: p(x).sin().sum(), (p, x))
 
     @pn.custom_jvp
     def wrong(x: Tensor) -> Tensor:
@@ -213,7 +213,7 @@ def test_row_51_gradcheck(device: torch.device) -> None:
         return wrong(*primals), tangents[0]
 
     with pytest.raises(pn.errors.PurennError):
-        pn.check_grads(lambda x: wrong(x).sum(), x, order=1)
+        pn.check_grads(lambda x: wrong(x).sum(), (x,), order=1)
 
 
 def test_row_52_gradient_clipping(device: torch.device) -> None:

@@ -127,7 +127,7 @@ def test_adam_and_momentum(device: torch.device) -> None:
         for other in others:
             agree(other, pn.tree.leaves(first))
         agree(pn.jit(pn.grad(outers[2]), backend="eager")(p), pn.tree.leaves(first))
-        pn.check_grads(outers[0], p)
+        pn.check_grads(outers[0], (p,))
 
 
 def test_first_order(device: torch.device) -> None:

@@ -97,7 +97,7 @@ def test_meta_gradient(device: torch.device, name: str) -> None:
             w, state = optimizer.step(w, pn.grad(lambda w: w.sin().square().sum())(w), state)
         return w.square().sum()
 
-    pn.check_grads(lambda p: loss(p, w), p)
+    pn.check_grads(lambda p: loss(p, w), (p,))
     one = pn.grad(loss)(p, w)
     many = pn.vmap(pn.grad(loss), (None, 0))(p, torch.stack([w, 2 * w]))
     assert pn.tree.allclose(pn.tree.unstack(many)[0], one, rtol=1e-9, atol=1e-12)

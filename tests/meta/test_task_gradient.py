@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from _meta_references import DOUBLE, adapted_by_hand, agree, leaves, loss_by_hand, mse, network, one_task, tasks
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import bridge
 import purenn as pn
@@ -41,6 +41,24 @@ def test_ways(device: torch.device, how: Any, chunk: int | None) -> None:
         agree(grads, gradients)
         assert not any(leaf.requires_grad for leaf in pn.tree.leaves(grads))
     agree(pn.meta.grad(maml, how, chunk=chunk)(p, *data), gradients)
+
+
+@pytest.mark.parametrize("how", ["vmap", "sum"])
+def test_compiled_steps_take_the_data_only(device: torch.device, how: Any) -> None:
+    """A scanned inner loop and its gradient carry what changes; all that every step gets besides is the task's data."""
+    p, data = network(device), tasks(device)
+    graphs: list[fx.GraphModule] = []
+
+    def backend(graph: fx.GraphModule, inputs: Any) -> fx.GraphModule:
+        graphs.append(graph)
+        return graph
+
+    scanned = pn.meta.maml(mse, pn.optim.sgd(0.1), 2, unroll="scan")
+    agree(pn.jit(pn.meta.grad(scanned, how), backend=backend)(p, *data), expected(p, data)[1])
+    scan = torch.ops.purenn.scan.default
+    loops = [node for graph in graphs for node in graph.graph.nodes if node.target is scan]
+    constants: list[Any] = [loop.args[2] for loop in loops]
+    assert [len(given) for given in constants] == [2, 2]
 
 
 @pytest.mark.parametrize("how", WAYS)
