@@ -84,7 +84,8 @@ def batch_norm(
     running = running_mean, running_var = _detached(running_mean), _detached(running_var)
     if not train and running_mean is not None and running_var is not None:
         if is_plain():
-            y = F.batch_norm(one_space(x), running_mean, running_var, weight, bias, False, 0.0, eps)
+            wide = one_space(x) if _is_differentiated(x, weight, bias) else x
+            y = F.batch_norm(wide, running_mean, running_var, weight, bias, False, 0.0, eps)
             return all_space(y, x), running
         scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
         shift = -running_mean * scale if bias is None else bias - running_mean * scale
@@ -93,7 +94,8 @@ def batch_norm(
         return _affine(x, weight, bias), running
     if is_plain() and not x.is_meta:
         updated = _copies(running) if train else (None, None)
-        y = F.batch_norm(one_space(x), *updated, weight, bias, True, float(momentum), eps)
+        wide = one_space(x) if _is_differentiated(x, weight, bias) else x
+        y = F.batch_norm(wide, *updated, weight, bias, True, float(momentum), eps)
         return all_space(y, x), updated
     y, mean, var = standardise(x, eps=eps)
     if train and running_mean is not None and running_var is not None:
@@ -231,6 +233,10 @@ def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
 
 def _at_least_float32(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _is_differentiated(*tensors: Tensor | None) -> bool:
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in tensors)
 
 
 def _detached(statistic: Tensor | None) -> Tensor | None:
