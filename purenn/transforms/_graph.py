@@ -97,6 +97,7 @@ def graph_of(
     with SwitchesWritten() if is_graph_differentiated() else contextlib.nullcontext():
         graph = make_fx(flat, decomposition_table=_DECOMPOSITIONS, _allow_non_fake_inputs=True)(*fakes)
     cut_untracked(graph, cut)
+    _lay_out_without_writes(graph)
 
     def has_effect(node: fx.Node) -> bool:
         schema = getattr(node.target, "_schema", None)
@@ -105,6 +106,35 @@ def graph_of(
     graph.graph.eliminate_dead_code(has_effect)
     graph.recompile()
     return graph
+
+
+def _lay_out_without_writes(graph: fx.GraphModule) -> None:
+    # What forward mode copies into room of a layout becomes a copy with that layout: into room that is not batched vmap
+    # writes nothing that is.
+    aten = torch.ops.aten
+    for copied in graph.graph.find_nodes(op="call_function", target=aten.copy_.default):
+        room, value = copied.args[:2]
+        is_fresh = room.target is aten.as_strided.default and room.args[0].target is aten.zeros.default
+        if not is_fresh or len(room.users) > 1 or len(room.args[0].users) > 1:
+            continue
+        own, other = room.meta["val"], value.meta.get("val")
+        order = sorted(range(own.dim()), key=lambda dim, own=own: -own.stride(dim))
+        if (
+            other is None
+            or (own.shape, own.dtype) != (other.shape, other.dtype)
+            or not own.permute(order).is_contiguous()
+        ):
+            continue
+        with graph.graph.inserting_before(copied):
+            moved = graph.graph.call_function(aten.permute.default, (value, order))
+            dense = graph.graph.call_function(aten.clone.default, (moved,), {"memory_format": torch.contiguous_format})
+            back = [order.index(dim) for dim in range(own.dim())]
+            laid_out = graph.graph.call_function(aten.permute.default, (dense, back))
+        for node, shown in ((moved, other.permute(order)), (dense, own.permute(order)), (laid_out, own)):
+            node.meta = {**copied.meta, "val": shown}
+        copied.replace_all_uses_with(laid_out)
+        for node in (copied, room, room.args[0]):
+            graph.graph.erase_node(node)
 
 
 @contextlib.contextmanager

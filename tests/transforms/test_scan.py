@@ -213,6 +213,17 @@ def test_compile_time_does_not_grow(device: torch.device) -> None:
     assert seconds[2] < 3 * seconds[1]
 
 
+@pytest.mark.parametrize("transform", [pn.hessian, pn.jacfwd, lambda f: pn.jacfwd(pn.jacfwd(f))])
+def test_forward_mode_of_transposed_carries_under_jit(device: torch.device, transform: Any) -> None:
+    """Tangents that lie in memory as their primals do are batched with them."""
+    w = torch.linspace(-1, 1, 4, dtype=DOUBLE, device=device).reshape(2, 2)
+
+    def run(w: Tensor) -> Tensor:
+        return pn.scan(lambda carry, _: ((carry.t() * w).sin(), None), w, length=3)[0].sum()
+
+    torch.testing.assert_close(pn.jit(transform(run), backend="eager")(w), transform(run)(w))
+
+
 def test_unrolled(device: torch.device) -> None:
     """With unroll the graph has every step."""
     _, xs = _start(device)
