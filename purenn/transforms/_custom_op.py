@@ -5,6 +5,7 @@ where it is compiled the function is written out. In the graph of a jitted funct
 the operation runs the compiled function.
 """
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -96,7 +97,7 @@ def forward_tensors(name: str, value: Flat, rule: Callable[[Tensors, Tensors], T
 
 
 @attrs.frozen(eq=False)
-class _Custom:
+class _Custom(abc.ABC):
     """What both kinds of rules share.
 
     Attributes:
@@ -144,13 +145,13 @@ class _Custom:
         results = Operation.apply(attrs.evolve(self, value=value, rule=rule), *tensors)
         return results, (0,) * len(results)
 
+    @abc.abstractmethod
     def beside(self, own: list[int | None]) -> tuple[list[int | None], Callable[[Flat], Flat]]:
         """For the batched rule, given the axes of the differentiable arguments.
 
         Returns:
             The axes of what is beside the arguments, and how the rule for each example becomes the batched one.
         """
-        raise AssertionError
 
 
 def _many(

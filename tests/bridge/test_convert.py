@@ -7,21 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _carried import Net, inputs, make
+from _drawn import randn
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import bridge
 import purenn as pn
 from purenn.errors import BridgeError
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def randn(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, device=device)
 
 
 def names_of(p: Any) -> list[str]:

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from _drawn import randn
 from _torchvision_like import ResNet
 from torch import Tensor, nn
 
@@ -11,15 +12,6 @@ import bridge
 import purenn as pn
 from purenn.errors import BridgeError, ContainerError
 from purenn.layers import Linear, linear
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def randn(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=torch.float64, device=device)
 
 
 def names_of(p: Any) -> list[str]:

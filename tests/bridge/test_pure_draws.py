@@ -2,22 +2,12 @@
 
 import pytest
 import torch
+from _drawn import DOUBLE, randn
 from torch import Tensor, nn
 
 import bridge
 import purenn as pn
 from purenn.errors import BridgeError
-
-DOUBLE = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def randn(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=DOUBLE, device=device)
 
 
 class Stochastic(nn.Module):

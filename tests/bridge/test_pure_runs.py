@@ -7,22 +7,12 @@ from typing import Any
 
 import pytest
 import torch
+from _drawn import DOUBLE, randn
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 import bridge
 import purenn as pn
-
-DOUBLE = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def randn(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=DOUBLE, device=device)
 
 
 def network(device: torch.device) -> nn.Sequential:

@@ -5,22 +5,12 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from _drawn import DOUBLE, randn
 from torch import Tensor, nn
 
 import bridge
 import purenn as pn
 from purenn.errors import BatchingError, GradientError
-
-DOUBLE = torch.float64
-
-
-@pytest.fixture(autouse=True)
-def _seeded() -> None:
-    torch.manual_seed(0)
-
-
-def randn(device: torch.device, *shape: int) -> Tensor:
-    return torch.randn(shape, dtype=DOUBLE, device=device)
 
 
 class Exponential(torch.autograd.Function):
