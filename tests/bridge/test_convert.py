@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _carried import Net, inputs, make
-from _drawn import randn
+from _module_inputs import randn
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 

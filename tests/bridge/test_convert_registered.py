@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from _drawn import randn
+from _module_inputs import randn
 from _torchvision_like import ResNet
 from torch import Tensor, nn
 

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from _drawn import DOUBLE, randn
+from _module_inputs import DOUBLE, randn
 from torch import Tensor, nn
 
 import bridge

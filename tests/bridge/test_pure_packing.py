@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from _drawn import DOUBLE, randn
+from _module_inputs import DOUBLE, randn
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from _drawn import DOUBLE, randn
+from _module_inputs import DOUBLE, randn
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
