@@ -50,11 +50,7 @@ def scan_tensors(
     own = len(made.results)
     if may_be_differentiated([*carry, *xs, *constants, *outer]):
         like += map(Like.of, outer)
-        try:
-            made = _differentiable(made, like, first, remat)
-        except NotImplementedError:
-            # Of a second derivative, which a transformation around a first one may not even ask for: when it does.
-            made = _differentiable(made, like, first, remat=True)
+        made = _differentiable(made, like, first, remat)
     results = Operation.apply(_Scan(made, first, len(xs), length, reverse, remat), *carry, *xs, *constants, *outer)
     return list(results[:first]), list(results[first:own])
 
@@ -144,9 +140,8 @@ class _Scan:
         first = [zeros_like(carry[n]) if cotangents[n] is None else cotangents[n] for n in carries]
         first += [zeros_like(tensors[n]) for n in summed]
         entries = [*kept, *xs, *at(cotangents, results)]
-        last, stacked = scan_tensors(
-            step, first, entries, constants, self.length, reverse=not self.reverse, remat=self.remat
-        )
+        # A transformation around may never ask for a second derivative: nothing is traced or kept for it beforehand.
+        last, stacked = scan_tensors(step, first, entries, constants, self.length, reverse=not self.reverse, remat=True)
         return placed(len(tensors), places, [*last[: len(carries)], *stacked, *last[len(carries) :]])
 
     def _back(self, point: Tensors, residuals: Tensors, cotangents: list[Any], places: list[int]) -> list[Tensor]:
