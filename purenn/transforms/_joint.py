@@ -6,9 +6,12 @@ gradient needs, are computed with the gradient.
 """
 
 import operator
+from collections.abc import Sequence
 
 import torch
 from torch import fx
+
+from purenn.transforms._program import has_no_gradient
 
 _VIEWS = frozenset(
     {
@@ -55,7 +58,9 @@ def divide(joint: fx.GraphModule, inputs: int, results: int) -> tuple[fx.GraphMo
             used |= set(node.all_input_nodes)
     kept = [node for node in nodes if node in used and node in first and node not in views]
     forward = _graph(nodes, given, first, [*outputs, *kept])
-    backward = _graph(nodes, [*given, *kept, *cotangents], {*second, *views}, gradients)
+    # The rule of the operation that also returned such a value takes it as a constant, and has no derivative by it.
+    fixed = [node for node in kept if has_no_gradient(node)]
+    backward = _graph(nodes, [*given, *kept, *cotangents], {*second, *views}, gradients, fixed)
     return forward, backward
 
 
@@ -78,9 +83,16 @@ def _needed(nodes: list[fx.Node], outputs: list[fx.Node], cotangents: set[fx.Nod
     return needed | parts
 
 
-def _graph(nodes: list[fx.Node], inputs: list[fx.Node], body: set[fx.Node], outputs: list[fx.Node]) -> fx.GraphModule:
+def _graph(
+    nodes: list[fx.Node],
+    inputs: list[fx.Node],
+    body: set[fx.Node],
+    outputs: list[fx.Node],
+    fixed: Sequence[fx.Node] = (),
+) -> fx.GraphModule:
     graph = fx.Graph()
     new = {node: graph.placeholder(node.name) for node in inputs}
+    new |= {node: graph.call_function(torch.ops.aten.detach.default, (new[node],)) for node in fixed}
     for node in nodes:
         if node in body and node not in new:
             new[node] = graph.node_copy(node, new.__getitem__)

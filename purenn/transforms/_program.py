@@ -7,6 +7,7 @@ graph of the surrounding function calls the compiled body by its name.
 
 import contextlib
 import hashlib
+import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -179,6 +180,11 @@ def current_tracing() -> Tracing | None:
     return _current.tracing
 
 
+def _tracing() -> Tracing:
+    # Without a trace an operation itself is differentiated, in a graph that no compiler has changed.
+    return _current.tracing or Tracing(fake_mode(), lambda graph, _: graph, "as it is")
+
+
 def writes_programs() -> bool:
     """Whether loops and branches become operations now: under `pn.jit`, but where a layer's outputs are watched."""
     return not torch.compiler.is_compiling() and _current.tracing is not None and not is_watched()
@@ -216,8 +222,7 @@ def close(
     Returns:
         The program, which takes the arguments and then what the function closes over; and the latter.
     """
-    # Without a trace an operation itself is differentiated, in a graph that no compiler has changed.
-    tracing = _current.tracing or Tracing(fake_mode(), lambda graph, _: graph, "as it is")
+    tracing = _tracing()
     outer: list[Tensor] = []
     places: dict[int, int] = {}
 
@@ -248,14 +253,7 @@ def close(
                 seen.add(storage)
         return results
 
-    with (
-        _found(name),
-        explained(name),
-        graph_is_differentiated(),
-        temporarily_clear_interpreter_stack(),
-        _disable_current_modes(),
-        tracing.mode,
-    ):
+    with _found(name), explained(name), graph_is_differentiated(), _outside(tracing):
         examples = [tensor.example(differentiated=is_body) for tensor in given_like]
         with Recorded():
             graph = graph_of(flat, examples, torch.ops.purenn.constant.default)
@@ -267,6 +265,28 @@ def close(
     kind = f"{tracing.kind} {kept} {back.name if back else None}"
     made = Program(graph, _name(graph, kind), results, kept, back, tracing.compiler)
     return _PROGRAMS.setdefault(made.name, made), [*outer, *constants]
+
+
+def has_no_gradient(node: fx.Node) -> bool:
+    """Whether a value in a graph is one of an operation's results that never has a gradient: a norm's statistics."""
+    if node.target is not operator.getitem:
+        return False
+    whole: Any = node.args[0]
+
+    def example(given: fx.Node) -> Any:
+        value = given.meta["val"]
+        return Like.of(value).example(differentiated=True) if isinstance(value, Tensor) else value
+
+    with _outside(_tracing()), torch.enable_grad():
+        results = whole.target(*fx.map_arg(whole.args, example), **fx.map_arg(whole.kwargs, example))
+    part = results[node.args[1]]
+    return Like.of(part).is_differentiable and not part.requires_grad
+
+
+@contextlib.contextmanager
+def _outside(tracing: Tracing) -> Iterator[None]:
+    with temporarily_clear_interpreter_stack(), _disable_current_modes(), tracing.mode:
+        yield
 
 
 @contextlib.contextmanager

@@ -10,7 +10,17 @@ from torch import Tensor
 
 import purenn as pn
 from purenn.errors import ArgumentError, MutationError, ShapeError, StructureError, TraceError, TransformError
-from purenn.layers import BatchNorm1d, Dropout, Linear, Sequential, Tanh
+from purenn.layers import (
+    BatchNorm1d,
+    Dropout,
+    GroupNorm,
+    InstanceNorm1d,
+    LayerNorm,
+    Linear,
+    RMSNorm,
+    Sequential,
+    Tanh,
+)
 
 DOUBLE = torch.float64
 
@@ -156,6 +166,29 @@ def test_batched_gradients_of_stateful_carries(device: torch.device) -> None:
     many = pn.vmap(pn.grad(loss, (0, 1)), in_dims=(None, 0))
     found, expected = pn.jit(many, backend="eager")(norm, xs), many(norm, xs)
     assert pn.tree.allclose(found, expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", [BatchNorm1d, GroupNorm, InstanceNorm1d, LayerNorm, RMSNorm])
+def test_higher_derivatives_of_norms(norm: type, device: torch.device) -> None:
+    """Compiled second and third derivatives of a loop with a norm in its body are those of eager."""
+    layer: Any = norm.init(*((2, 4) if norm is GroupNorm else (4,)), dtype=DOUBLE, device=device)
+    x = torch.linspace(-1, 1, 16, dtype=DOUBLE, device=device).sin()
+    x = x.reshape(1, 4, 4) if norm is InstanceNorm1d else x.reshape(4, 4)
+    weight = torch.tensor([0.3, 0.8, 1.2, 0.7], dtype=DOUBLE, device=device)
+
+    def loss(weight: Tensor) -> Tensor:
+        def body(h: Tensor, _: None) -> tuple[Tensor, None]:
+            y = layer(h * weight, train=True)[0] if pn.tree.is_stateful(layer) else layer(h * weight)
+            return y.tanh(), None
+
+        return pn.scan(body, x, None, length=2)[0].pow(3).sum()
+
+    def second(weight: Tensor) -> Tensor:
+        return pn.grad(lambda w: pn.grad(loss)(w).sin().sum())(weight)
+
+    third = pn.grad(lambda w: second(w).sin().sum())
+    for fn in (second, third, pn.hessian(loss), pn.jacrev(pn.jacrev(loss))):
+        torch.testing.assert_close(pn.jit(fn, backend="eager")(weight), fn(weight), rtol=1e-9, atol=1e-11)
 
 
 def test_keys(device: torch.device) -> None:
