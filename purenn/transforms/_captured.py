@@ -4,7 +4,7 @@ import contextlib
 import copy
 import functools
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -80,13 +80,7 @@ def _rebuilt_wrapper(item: Any, change: Callable[[Tensor], Tensor], done: dict[i
     if new is item:
         return item
     done[id(item)] = new  # for rules that use their function
-    changed = False
-    for name, part in vars(item).items():
-        if callable(part):
-            after = rebuilt(part, change, done)
-            setattr(new, name, after)
-            changed = changed or after is not part
-    if not changed:
+    if not _attributes_change(item, new, [name for name, part in vars(item).items() if callable(part)], change, done):
         done[id(item)] = new = item
     return new
 
@@ -107,11 +101,15 @@ def _rebuilt_function(fn: types.FunctionType, change: Callable[[Tensor], Tensor]
         with contextlib.suppress(ValueError):  # a variable that is not yet assigned
             cell.cell_contents = rebuilt(old.cell_contents, change, done)
             changed = changed or cell.cell_contents is not old.cell_contents
-    for name in ("__defaults__", "__kwdefaults__"):
-        before = getattr(fn, name)
-        after = rebuilt(before, change, done)
-        setattr(new, name, after)
-        changed = changed or after is not before
-    if not changed:
+    if not _attributes_change(fn, new, ("__defaults__", "__kwdefaults__"), change, done) and not changed:
         done[id(fn)] = new = fn
     return new
+
+
+def _attributes_change(
+    item: Any, new: Any, names: Sequence[str], change: Callable[[Tensor], Tensor], done: dict[int, Any]
+) -> bool:
+    # Gives `new` the rebuilt attributes of an item.
+    for name in names:
+        setattr(new, name, rebuilt(getattr(item, name), change, done))
+    return any(getattr(new, name) is not getattr(item, name) for name in names)
