@@ -83,8 +83,8 @@ def normal(key: Tensor, shape: Shape, *, dtype: torch.dtype = torch.float32) -> 
 
     The numbers come from the transform of Box and Muller ("A note on the generation of random normal deviates",
     1958), computed in float32, or in float64 for that dtype, from correctly rounded operations alone: CPU and CUDA
-    give the same bits in eager mode, and so does code compiled for the CPU. A compiler that fuses multiplications with
-    additions, as those for CUDA do, may change the last bits.
+    give the same bits in eager mode, and so does code compiled for the CPU, and by `pn.jit` for CUDA. `torch.compile`
+    for CUDA fuses multiplications with additions, which may change the last bits.
 
     Args:
         key: A key, int64 [2].

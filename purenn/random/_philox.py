@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import TypeAlias, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from purenn._modes import is_traced
 
@@ -57,6 +57,12 @@ def philox(counter: tuple[Word, Word, Word, Word], key: Sequence[Word]) -> tuple
         c0, c2 = (second_high ^ c1 ^ k0) & WORD_MASK, (first_high ^ c3 ^ k1) & WORD_MASK
         c1, c3 = second_low, first_low
     return c0, c1 & WORD_MASK, c2, c3 & WORD_MASK
+
+
+def draws_in(graph: fx.GraphModule) -> bool:
+    """Whether a traced graph generates random words."""
+    # What `wide_product` multiplies by where it is traced.
+    return any(MULTIPLIERS[0] >> 1 in node.args for node in graph.graph.nodes)
 
 
 def block_numbers(blocks: int, device: torch.device) -> Tensor:

@@ -12,7 +12,12 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from purenn.errors import ArgumentError
+from purenn.random._philox import draws_in
 from purenn.transforms._program import called_by
+
+# Every operation rounds by itself and quotients are right to the last bit, as in eager: on GPUs, a compiler that fuses
+# products with sums and takes quotients from approximate reciprocals would change the last bits of draws.
+_EXACT = {"emulate_precision_casts": True, "eager_numerics.division_rounding": True}
 
 
 def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable[..., Any]:
@@ -43,8 +48,9 @@ def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable
             )
         # On the CPU inductor would give convolutions a layout of their own, and everything between them slow loops.
         cpu = all(tensor.device.type == "cpu" for tensor in inputs)
+        own = {"layout_optimization": not cpu, **(_EXACT if draws_in(graph) else {})}
         with _cached(inputs) as examples, _backward_is_traced(graph, inputs):
-            compiled: Any = inductor.compile(graph, examples, options={"layout_optimization": not cpu, **options})
+            compiled: Any = inductor.compile(graph, examples, options={**own, **options})
         return compiled
 
     return compiler
