@@ -62,7 +62,7 @@ def philox(counter: tuple[Word, Word, Word, Word], key: Sequence[Word]) -> tuple
 def draws_in(graph: fx.GraphModule) -> bool:
     """Whether a traced graph generates random words."""
     # What `wide_product` multiplies by where it is traced.
-    return any(MULTIPLIERS[0] >> 1 in node.args for node in graph.graph.nodes)
+    return any(MULTIPLIERS[0] in node.args for node in graph.graph.nodes)
 
 
 def block_numbers(blocks: int, device: torch.device) -> Tensor:
@@ -90,10 +90,8 @@ def wide_product(word: Word, factor: int) -> tuple[Word, Word]:
     if isinstance(word, int) or not is_traced():
         product = word * factor
         return product >> 32, product
-    # Half of the product, rounded down, stays below 2^63.
-    half = word * (factor >> 1)
-    low_bit: Word = 0
+    # Less 2^31 the word has a product within 2^63 on both sides.
+    product = (word - 2**31) * factor
     if factor % 2:
-        half = half + (word >> 1)
-        low_bit = word & 1
-    return half >> 31, ((half & 0x7FFFFFFF) << 1) | low_bit
+        product = product + 2**31
+    return (product >> 32) + (factor >> 1), product & WORD_MASK
