@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
-from torch._C._functorch import peek_interpreter_stack
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 
@@ -42,14 +42,28 @@ def nothing_differentiated_again() -> Iterator[None]:
         _nested.depth = before
 
 
-def is_plain(*tensors: Tensor) -> bool:
-    """Whether operations run at once on their own data and are differentiated once at most.
-
-    That is, nothing traces, no vmap or grad level is around, and no gradient within a gradient.
+def runs_at_once(*tensors: Tensor) -> bool:
+    """Whether operations run at once on their own data: nothing traces, and no vmap or grad level is around.
 
     Args:
-        *tensors: what is operated on; a tensor of a subclass is never plain.
+        *tensors: what is operated on; with a tensor of a subclass one cannot know.
     """
-    if is_traced() or _nested.depth or peek_interpreter_stack() is not None:
+    if is_traced() or peek_interpreter_stack() is not None:
         return False
     return all(type(tensor) is Tensor for tensor in tensors)
+
+
+def derivatives_around() -> int:
+    """How many derivatives of derivatives are known to be taken of what is computed now.
+
+    Those of plain autograd cannot be seen, neither the outermost gradient. A compiler sees none at all.
+    """
+    if torch.compiler.is_compiling():
+        return 0
+    kinds = [level.key() for level in get_interpreter_stack() or ()]
+    return _nested.depth + sum(kind in (TransformType.Grad, TransformType.Jvp) for kind in kinds)
+
+
+def is_plain(*tensors: Tensor) -> bool:
+    """Whether operations run at once, as in `runs_at_once`, and are differentiated once at most."""
+    return not _nested.depth and runs_at_once(*tensors)

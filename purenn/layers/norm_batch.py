@@ -5,7 +5,6 @@ was. ``train=True`` normalises with the batch and updates the averages, ``train=
 One container class for each number of spatial dimensions says which inputs it takes; the function is the same.
 """
 
-import math
 from typing import Self, TypeVar
 
 import torch
@@ -109,7 +108,7 @@ def batch_norm(
     """
     # A module of torch.nn in the place of the container has no `ranks`.
     check_channels("batch_norm", p, x, 1, getattr(p, "ranks", None))
-    if (train or p.running_mean is None) and math.prod(x.shape) == x.shape[1]:
+    if (train or p.running_mean is None) and x.numel() == x.shape[1]:
         raise ShapeError(
             f"batch_norm: expected more than one value per channel to take statistics from, got an input of shape "
             f"{list(x.shape)}. Use a larger batch, or train=False in a layer that tracks running statistics."

@@ -13,6 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
+from purenn.layers._max_pool import is_large, max_pool
 from purenn.layers._spatial import Sizes, check_spatial
 from purenn.tree import Layer, applies, container, static
 
@@ -85,9 +86,11 @@ def max_pool3d(
 
 def _max_pool(function: Callable[..., Any], p: _MaxPool, x: Tensor, dimensions: int) -> Any:
     check_spatial("max_pool", x, dimensions)
-    return function(
-        x, p.kernel_size, p.stride, p.padding, p.dilation, ceil_mode=p.ceil_mode, return_indices=p.return_indices
-    )
+    options = p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode
+    if p.dilation in (1, (1,) * dimensions) and is_large(x, dimensions):
+        y, places = max_pool(function, x, *options)
+        return (y, places) if p.return_indices else y
+    return function(x, *options, return_indices=p.return_indices)
 
 
 @container

@@ -3,6 +3,10 @@
 Outside transformations these are torch's fused kernels, given fresh buffers to write into. Inside them the affine part
 (weight and bias) stays out of the kernel, because torch's batching rules for the fused affine form give silently wrong
 numbers in the gradient of a vmap of a gradient; the statistics come from the kernel's own second and third outputs.
+
+Third derivatives of these kernels are silently wrong in torch, but for one. So where a derivative of a derivative is
+seen to be taken, to which an outermost gradient may add a third, ordinary operations take their place. Where plain
+autograd takes more than one of the three, or a compiler traces them, nothing is seen, and the numbers are torch.nn's.
 """
 
 import math
@@ -13,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from purenn._modes import is_plain
+from purenn._modes import derivatives_around, is_plain
 
 Running = tuple[Float[Tensor, " channels"] | None, Float[Tensor, " channels"] | None]
 
@@ -31,6 +35,9 @@ def standardise(
         The result; the mean and the biased variance that were used, through which no gradient flows.
     """
     wide = one_space(_at_least_float32(x))
+    if derivatives_around() > 1:
+        y, mean, var = _in_operations(wide, (0, *range(2, wide.dim())), eps)
+        return all_space(y, x).to(x.dtype), mean.detach().flatten(), var.detach().flatten()
     y, mean, inverse_std = torch.native_batch_norm(wide, None, None, None, None, True, 0.0, eps)
     return all_space(y, x).to(x.dtype), mean.detach(), (inverse_std.detach().pow(-2) - eps).clamp_min(0)
 
@@ -81,22 +88,22 @@ def batch_norm(
     if has_torch_function_variadic(x, weight, bias):
         given = x, running_mean, running_var, weight, bias
         return handle_torch_function(batch_norm, (x, weight, bias), *given, train=train, momentum=momentum, eps=eps)
+    by_running = not train and running_mean is not None and running_var is not None
+    if is_plain() and (by_running or (x.numel() > x.shape[1] and not x.is_meta)):
+        keep = _copy if train else _constant
+        running = keep(running_mean), keep(running_var)
+        wide = one_space(x) if _is_differentiated(x, weight, bias) else x
+        # What F.batch_norm calls when it has asked once more how many values there are.
+        cudnn = torch.backends.cudnn.enabled
+        y = torch.batch_norm(wide, weight, bias, *running, not by_running, float(momentum), eps, cudnn)
+        return all_space(y, x), running
     running = running_mean, running_var = _detached(running_mean), _detached(running_var)
-    if not train and running_mean is not None and running_var is not None:
-        if is_plain():
-            wide = one_space(x) if _is_differentiated(x, weight, bias) else x
-            y = F.batch_norm(wide, running_mean, running_var, weight, bias, False, 0.0, eps)
-            return all_space(y, x), running
+    if by_running and running_mean is not None and running_var is not None:
         scale = (running_var + eps).rsqrt() if weight is None else (running_var + eps).rsqrt() * weight
         shift = -running_mean * scale if bias is None else bias - running_mean * scale
         return _affine(x, scale, shift), running
     if x.numel() == 0:
         return _affine(x, weight, bias), running
-    if is_plain() and not x.is_meta:
-        updated = _copies(running) if train else (None, None)
-        wide = one_space(x) if _is_differentiated(x, weight, bias) else x
-        y = F.batch_norm(wide, *updated, weight, bias, True, float(momentum), eps)
-        return all_space(y, x), updated
     y, mean, var = standardise(x, eps=eps)
     if train and running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
@@ -126,7 +133,7 @@ def instance_norm(
     if x.numel() == 0 or (not train and running_mean is not None):
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     if is_plain():
-        updated = _copies(running) if train else (None, None)
+        updated = (_copy(running_mean), _copy(running_var)) if train else (None, None)
         y = F.instance_norm(one_space(x), *updated, weight, bias, True, momentum, eps)
         return all_space(y, x), updated
     batch, channels, *space = x.shape
@@ -192,7 +199,11 @@ def layer_norm(
         return handle_torch_function(layer_norm, (x, weight, bias), x, normalized_shape, weight, bias, eps=eps)
     if is_plain():
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
-    y = F.layer_norm(x, normalized_shape, None, None, eps)
+    if derivatives_around() > 1:
+        last = tuple(range(-len(normalized_shape), 0))
+        y, _, _ = _in_operations(_at_least_float32(x), last, eps)
+    else:
+        y = F.layer_norm(x, normalized_shape, None, None, eps)
     y = y if weight is None else y * weight
     return (y if bias is None else y + bias).to(x.dtype)
 
@@ -225,6 +236,14 @@ def rms_norm(
     return (y if weight is None else y * weight).to(x.dtype)
 
 
+def _in_operations(x: Tensor, over: tuple[int, ...], eps: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Standardised values, mean and biased variance over some dimensions; derivatives of any order are right."""
+    mean = x.mean(over, keepdim=True)
+    centred = x - mean
+    var = centred.square().mean(over, keepdim=True)
+    return centred * (var + eps).rsqrt(), mean, var
+
+
 def _affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     over_space = (-1, *[1] * (x.dim() - 2))
     y = x if weight is None else x * weight.reshape(over_space)
@@ -244,9 +263,14 @@ def _detached(statistic: Tensor | None) -> Tensor | None:
     return None if statistic is None else statistic.detach()
 
 
-def _copies(running: Running) -> Running:
-    mean, var = running
-    return (None if mean is None else mean.clone()), (None if var is None else var.clone())
+def _constant(statistic: Tensor | None) -> Tensor | None:
+    # As `_detached`, which costs something; only outside transformations a tensor says whether it needs that.
+    return statistic.detach() if statistic is not None and statistic.requires_grad else statistic
+
+
+def _copy(statistic: Tensor | None) -> Tensor | None:
+    constant = _constant(statistic)
+    return None if constant is None else constant.clone()
 
 
 def _mix(old: Tensor, new: Tensor, momentum: float | Tensor) -> Tensor:

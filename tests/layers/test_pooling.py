@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 import torch
 from _pools import DIMENSIONS, draw_input, find
-from _reference import check_equals_module, numbers, per_dimension, same
+from _reference import check_equals_module, numbers, per_dimension, same, weights_like
 from _transformations import check_transformations
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -37,6 +37,77 @@ def test_max_pool_equals_torch(dimensions: int, data: st.DataObject, device: tor
         return_indices=data.draw(st.booleans()),
         ceil_mode=data.draw(st.booleans()),
     )
+
+
+LARGE = {2: (3, 16, 28, 28), 3: (2, 16, 8, 12, 12)}
+LARGE_ONLY = pytest.mark.parametrize("dimensions", [*LARGE])
+
+
+@LARGE_ONLY
+@settings(max_examples=8)
+@given(data=st.data())
+def test_max_pool_of_a_large_batch_equals_torch(dimensions: int, data: st.DataObject, device: torch.device) -> None:
+    """Large batches, for which the CPU has a faster way, have torch's maxima, places and derivatives."""
+    check(
+        "MaxPool",
+        dimensions,
+        numbers(*LARGE[dimensions], device=device),
+        kernel_size=per_dimension(data, st.integers(2, 3), dimensions),
+        stride=per_dimension(data, st.integers(1, 3), dimensions) if data.draw(st.booleans()) else None,
+        padding=per_dimension(data, st.integers(0, 1), dimensions),
+        dilation=data.draw(st.sampled_from([1, (1,) * dimensions, 2])),
+        return_indices=data.draw(st.booleans()),
+        ceil_mode=data.draw(st.booleans()),
+    )
+
+
+@LARGE_ONLY
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_max_pool_of_a_large_batch_with_ties(dimensions: int, dtype: torch.dtype, device: torch.device) -> None:
+    """Among equal elements, infinities and NaN the same one is taken as in torch, and gets the gradient."""
+    x = (numbers(*LARGE[dimensions], device=device) * 2).round().to(dtype)
+    x = x.where(x.abs() < 2, torch.where(x > 4, torch.nan, -torch.inf)).requires_grad_()
+    cls, _, module = find("MaxPool", dimensions)
+    found, expected = (call(x) for call in (cls(3, 2, 1, 1, True), module(3, 2, 1, 1, True)))
+    same(found, expected, tolerance=0)
+    assert found[0].stride() == expected[0].stride()
+    gradients = [torch.autograd.grad(y, x, weights_like(y))[0] for y, _ in (found, expected)]
+    same(*gradients, tolerance=1e-9 if dtype == torch.float64 else 0)
+
+
+@LARGE_ONLY
+def test_max_pool_of_a_large_batch_under_transformations(dimensions: int, device: torch.device) -> None:
+    """Large batches keep the promises of the shared table: batched and traced they are as they are by themselves."""
+    cls, function, _ = find("MaxPool", dimensions)
+    inputs = numbers(2, *LARGE[dimensions], device=device)
+    check_transformations(lambda seed: cls(2), function, inputs)
+
+
+@pytest.mark.parametrize("layout", ["row-major", "channels last", "a slice", "one input", "a parameter"])
+def test_max_pool_of_a_large_batch_laid_out_otherwise(layout: str, device: torch.device) -> None:
+    """A batch too large for one go, any layout, one input, and a parameter are pooled as in torch, into its layout."""
+    x = numbers(18, 32, 32, 32, device=device)
+    x = {
+        "row-major": x,
+        "channels last": x.contiguous(memory_format=torch.channels_last),
+        "a slice": x[..., 1:],
+        "one input": x.flatten(0, 1),
+        "a parameter": nn.Parameter(x),
+    }[layout]
+    found, expected = layers.MaxPool2d(2)(x), nn.MaxPool2d(2)(x)
+    same(found, expected, tolerance=0)
+    assert found.stride() == expected.stride()
+    if layout == "one input":
+        x = x.reshape(36, 16, 32, 32)
+        same(layers.MaxPool3d(2)(x), nn.MaxPool3d(2)(x), tolerance=0)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+def test_max_pool_of_a_large_batch_traced_by_torch_jit(device: torch.device) -> None:
+    """What `torch.jit.trace` makes of pooling a large batch holds for a batch of any other size."""
+    traced = torch.jit.trace(lambda x: layers.max_pool2d(layers.MaxPool2d(2), x), numbers(4, 16, 32, 32, device=device))
+    x = numbers(40, 16, 32, 32, device=device)
+    same(traced(x), nn.MaxPool2d(2)(x), tolerance=0)
 
 
 @DIMENSIONS
