@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-# What a function writes notes into, for somebody outside to read: it stays the same object.
+# What a function writes notes into, for somebody outside to read: it stays the same object, unless a module has it.
 _OUTSIDE = (list, dict, set)
 
 
@@ -27,12 +27,13 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
         TypeError: a function refers to one of the module's tensors itself.
     """
     tensors = {id(tensor) for tensors in (module.parameters(), module.buffers()) for tensor in tensors}
-    search = _Search(tensors | {id(child) for child in module.modules()})
-    for child in module.modules():
-        for value in child.__dict__.values():
-            search.refers(value)
+    held = [value for child in module.modules() for value in child.__dict__.values()]
+    notes = {id(value) for value in held if isinstance(value, _OUTSIDE)}
+    search = _Search(tensors | {id(child) for child in module.modules()}, notes)
+    for value in held:
+        search.refers(value)
     for function in search.found:
-        if any(id(part) in tensors for part in _parts(function)):
+        if any(id(part) in tensors for part in _parts(function, notes)):
             raise TypeError(
                 f"the function {function.__qualname__} refers to a parameter or buffer by a variable, where it can "
                 f"have no other value; let it refer to the module"
@@ -48,10 +49,11 @@ def copied(module: nn.Module, memo: dict[int, Any]) -> nn.Module:
 
 
 class _Search:
-    """Which functions refer to some modules or tensors, by their variables or defaults."""
+    """Which functions refer to some modules or tensors, or to their notes, by their variables or defaults."""
 
-    def __init__(self, own: set[int]) -> None:
+    def __init__(self, own: set[int], notes: set[int]) -> None:
         self.own = own
+        self.notes = notes
         self.found: list[types.FunctionType] = []
         self.known: dict[int, bool] = {}
 
@@ -63,17 +65,17 @@ class _Search:
             return self.known.get(id(value), False)
         self.known[id(value)] = False
         # All of them, since every function on the way is to be found.
-        result = any([self.refers(part) for part in _parts(value)])  # noqa: C419
+        result = any([id(part) in self.notes or self.refers(part) for part in _parts(value, self.notes)])  # noqa: C419
         self.known[id(value)] = result
         if result and isinstance(value, types.FunctionType):
             self.found.append(value)
         return result
 
 
-def _parts(value: Any) -> Iterable[Any]:
+def _parts(value: Any, notes: set[int]) -> Iterable[Any]:
     if isinstance(value, types.FunctionType):
         held = [*_contents(value), *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        return [part for part in held if not isinstance(part, _OUTSIDE)]
+        return [part for part in held if id(part) in notes or not isinstance(part, _OUTSIDE)]
     if isinstance(value, types.MethodType):
         return value.__func__, value.__self__
     if isinstance(value, functools.partial):
@@ -101,11 +103,12 @@ def _with_empty_cells(function: types.FunctionType) -> types.FunctionType:
 
 
 def _fill(made: types.FunctionType, function: types.FunctionType, memo: dict[int, Any]) -> None:
-    search = _Search(set(memo))
+    search = _Search(set(memo), set())
 
     def there(value: Any) -> Any:
         # What does not lead to the module is shared, as in every function.
-        return copy.deepcopy(value, memo) if not isinstance(value, _OUTSIDE) and search.refers(value) else value
+        own = id(value) in memo or (not isinstance(value, _OUTSIDE) and search.refers(value))
+        return copy.deepcopy(value, memo) if own else value
 
     for cell, old in zip(made.__closure__ or (), function.__closure__ or (), strict=True):
         try:

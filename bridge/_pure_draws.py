@@ -4,6 +4,7 @@ Without a key dropout and its relatives do nothing, as in the layers of this lib
 itself cannot go without.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn import init
 
 from bridge._pure_context import Context, Handler
 from purenn import layers, random
@@ -205,16 +207,52 @@ _IN_PLACE = {
     "random_": _random_in,
 }
 
+
+def _native_dropout(context: Context, input: Tensor, p: float, train: bool | None) -> tuple[Tensor, Tensor]:
+    key = context.next_key() if train is not False and p else None
+    kept = torch.ones_like(input, dtype=torch.bool)
+    if key is None:
+        return input.clone(), kept
+    kept = kept & random.bernoulli(key, tuple(input.shape), p=1 - p)
+    return torch.where(kept, input / (1 - p) if p < 1 else input, 0), kept
+
+
+def _kaiming_uniform(
+    context: Context, tensor: Tensor, a: float = 0, mode: Any = "fan_in", nonlinearity: Any = "leaky_relu", **_: Any
+) -> Tensor:
+    bound = math.sqrt(3 / init._calculate_correct_fan(tensor, mode)) * init.calculate_gain(nonlinearity, a)
+    return HANDLERS[Tensor.uniform_](context, tensor, -bound, bound)
+
+
+def _in_torch(of_functional: Handler, *, in_place: bool = False) -> Handler:
+    """For the function of `torch` of the same name, whose option is `train`, and which may write into its input."""
+
+    def run(context: Context, input: Tensor, p: float, train: bool) -> Tensor:
+        return of_functional(context, input, p, train, in_place)
+
+    return run
+
+
+_DROPOUTS = {
+    "dropout": _dropout(layers.Dropout, layers.dropout),
+    "alpha_dropout": _dropout(layers.AlphaDropout, layers.alpha_dropout),
+    "feature_alpha_dropout": _dropout(layers.FeatureAlphaDropout, layers.feature_alpha_dropout),
+    "feature_dropout": _channel_dropout(None),
+}
+
 HANDLERS: dict[Any, Handler] = {
-    F.dropout: _dropout(layers.Dropout, layers.dropout),
-    torch.dropout: _dropout(layers.Dropout, layers.dropout),
+    **{getattr(torch, name): _in_torch(handler) for name, handler in _DROPOUTS.items()},
+    **{getattr(torch, f"{name}_"): _in_torch(handler, in_place=True) for name, handler in _DROPOUTS.items()},
+    torch.native_dropout: _native_dropout,
+    F.dropout: _DROPOUTS["dropout"],
     F.dropout1d: _channel_dropout(2),
     F.dropout2d: _channel_dropout(None),
     F.dropout3d: _channel_dropout(4),
-    torch.feature_dropout: _channel_dropout(None),
-    F.alpha_dropout: _dropout(layers.AlphaDropout, layers.alpha_dropout),
-    F.feature_alpha_dropout: _dropout(layers.FeatureAlphaDropout, layers.feature_alpha_dropout),
+    F.alpha_dropout: _DROPOUTS["alpha_dropout"],
+    F.feature_alpha_dropout: _DROPOUTS["feature_alpha_dropout"],
     F.rrelu: _rrelu,
+    torch.rrelu: _rrelu,
+    torch.rrelu_: functools.partial(_rrelu, inplace=True),
     **{
         getattr(F, f"{start}fractional_max_pool{n}d{end}"): _fractional(n, bool(end))
         for n in (2, 3)
@@ -233,4 +271,9 @@ HANDLERS: dict[Any, Handler] = {
     torch.multinomial: _multinomial,
     Tensor.multinomial: _multinomial,
     **{getattr(Tensor, name): _in_place(name, draw) for name, draw in _IN_PLACE.items()},
+    # Those of torch.nn.init that hand themselves to modes; what the others call is seen.
+    init.uniform_: lambda context, tensor, a, b, **_: HANDLERS[Tensor.uniform_](context, tensor, a, b),
+    init.normal_: lambda context, tensor, mean, std, **_: HANDLERS[Tensor.normal_](context, tensor, mean, std),
+    init.constant_: lambda context, tensor, val: context.writes.in_place(Tensor.fill_, (tensor, val), {}),
+    init.kaiming_uniform_: _kaiming_uniform,
 }

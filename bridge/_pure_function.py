@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -12,9 +13,10 @@ from torch import nn
 
 from bridge._module import Group, Module, carry_strangers, options
 from bridge._opaque import Opaque, live_like
+from bridge._pure_template import HOOKS
 from bridge._twins import carrier_classes
 from purenn.errors import BridgeError
-from purenn.tree._applies import is_stateful
+from purenn.tree._applies import binding_of, is_stateful
 from purenn.tree._checks import a_or_an
 from purenn.tree._fields import BUFFER, is_container
 from purenn.tree._walk import walk
@@ -81,7 +83,20 @@ def _seen(module: nn.Module, pattern: Opaque | None) -> Any:
         return tuple(module) if module.is_tuple else dict(module.items())
     if isinstance(module, nn.ModuleList):
         return tuple(module)
-    return dict(module.items()) if isinstance(module, nn.ModuleDict) else module
+    if isinstance(module, nn.ModuleDict):
+        return dict(module.items())
+    return _as_container(module) if isinstance(module, Module) else module
+
+
+def _as_container(module: Module) -> Module:
+    """A module of the same tensors and parts, which is applied as the container is, past its own hooks and function."""
+    made = object.__new__(type(module))
+    made.__dict__.update({**module.__dict__, **{name: OrderedDict() for name in HOOKS}})
+    del made.__dict__["forward"]
+    binding = binding_of(module)
+    if binding is not None:
+        made.__dict__["forward"] = made.__dict__["apply_inside"] = functools.partial(binding.raw, made)
+    return made
 
 
 def _adopt(module: nn.Module, new: Any) -> None:

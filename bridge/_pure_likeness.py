@@ -68,6 +68,8 @@ class Likeness:
             return f"{kind}({self.settings(value)})"
         if isinstance(value, Tensor):
             return f"{kind}({value.dtype},{value.tolist() if value.device.type != 'meta' else tuple(value.shape)})"
+        if isinstance(value, torch.Generator):
+            return f"{kind}({value.device},{bytes(value.get_state().tolist()).hex()})"
         if isinstance(value, FunctionType):
             cells = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
             return f"{value.__qualname__}@{id(value.__code__)}({self.text([cells, value.__defaults__])})"

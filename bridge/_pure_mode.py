@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from bridge import _pure_derivatives, _pure_draws, _pure_functions, _pure_norms, _pure_recurrent
+from bridge import _pure_derivatives, _pure_draws, _pure_functions, _pure_norms, _pure_recurrent, _pure_seeded
 from bridge._pure_context import Context, Handler
 from bridge._pure_questions import explained
 from bridge._pure_writes import Writes, writes_in_place
@@ -18,6 +18,7 @@ _HANDLERS: dict[Any, Handler] = {
     **_pure_norms.HANDLERS,
     **_pure_recurrent.HANDLERS,
     **_pure_draws.HANDLERS,
+    **_pure_seeded.HANDLERS,
     **_pure_functions.HANDLERS,
     **_pure_derivatives.HANDLERS,
 }
@@ -33,7 +34,13 @@ def _share(context: Context, function: Callable[..., Any], args: tuple, kwargs: 
 
 def _data(context: Context, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
     # Batched tensors do not give their data away.
+    context.writes.give_away(args[0])
     return context.writes.alias(args[0], function(*args) if is_plain() else args[0].detach())
+
+
+def _memory(context: Context, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+    context.writes.give_away(args[0])
+    return function(*args, **kwargs)
 
 
 def _set_data(context: Context, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
@@ -51,6 +58,8 @@ def _kind(function: Any) -> Handler | None:
         return _data if name == "__get__" else _set_data
     if function in (Tensor.detach, Tensor.view_as, Tensor.view):
         return _share
+    if function is Tensor.numpy:
+        return _memory
     return _write if writes_in_place(function) else None
 
 

@@ -17,6 +17,7 @@ from bridge._pure_template import Copy, Place
 from bridge._pure_writes import Writes
 from purenn._modes import is_plain
 from purenn.errors import BridgeError
+from purenn.tree._fields import Watched
 from purenn.tree._ties import resolved, tie_like
 from purenn.tree._watch import begun, shown
 
@@ -42,6 +43,7 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
     try:
         mounted.put(p, place)
         mounted.protect((args, kwargs))
+        mounted.writes.protected.update(copy.attributes.tensors)
         for made in mounted.writes.copies:
             del mounted.writes.protected[made]
         paths = {id(copy.modules[i]): path for i, path in mounted.paths.items()}
@@ -49,7 +51,7 @@ def run(p: Any, args: tuple, kwargs: dict[str, Any], *, train: bool, key: Tensor
             out = copy.modules[place.index](*args, **kwargs)
         if mounted.writes.newest:
             out = mounted.writes.renewed(out)
-        return out, mounted.renewed(p, place)
+        return copy.attributes.released(out), mounted.renewed(p, place)
     finally:
         for hook in mounted.hooks:
             hook.remove()
@@ -112,15 +114,17 @@ class _Mounted:
         installed = {**parameters, **buffers}
         self.nodes[place.index] = node, installed
         self.copy.mount(place, parameters, buffers, self.train)
+        for name, tensor in self.copy.held(place):
+            self.writes.newest[id(tensor)] = installed[name]
         self.writes.homes.append((parameters, buffers))
         self.writes.protected.update({id(tensor): tensor for tensor in installed.values()})
         for name, child in place.children.items():
             self.put(children[name], child, f"{path}.{name}" if path else name)
 
-    def _show(self, module: nn.Module, name: str) -> None:
+    def _show(self, module: nn.Module, watched: Watched) -> None:
         # A watched layer within the module's own code is seen by hooks; the module as a whole shows itself.
-        before = module.register_forward_pre_hook(lambda _, inputs: begun(name, inputs))
-        after = module.register_forward_hook(lambda _, inputs, output: shown(name, output))
+        before = module.register_forward_pre_hook(lambda _, inputs: begun(watched, inputs))
+        after = module.register_forward_hook(lambda _, inputs, output: shown(watched, output))
         self.hooks += [before, after]
 
     def _buffer(self, tensor: Tensor | None, name: str, place: Place) -> Tensor | None:

@@ -4,7 +4,6 @@ A call takes a copy that no other call uses, puts tensors into it, and afterward
 several threads and within each other do not meet, and no exception leaves anything behind.
 """
 
-import copy
 import functools
 import weakref
 from collections import deque
@@ -17,13 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from bridge._pure_attributes import OWN, Attributes
 from bridge._pure_copies import copied
 from bridge._pure_derivatives import FORWARDS
 from bridge._pure_likeness import CARRIED, Likeness, class_of
 from bridge._pure_writers import Written, written_by
 from purenn.errors import BridgeError
-
-_CONTAINERS = (list, dict, set, deque)
 
 
 @attrs.define(eq=False)
@@ -111,7 +109,8 @@ class Template:
         try:
             return self._free.pop()
         except IndexError:
-            return Copy(copied(self.module, {id(t): t for t in _tensors_of(self.module)}))
+            made = copied(self.module, {id(t): t for t in _tensors_of(self.module)})
+            return Copy(made, Attributes.of(self.module.modules()).seen)
 
     def give_back(self, used: "Copy") -> None:
         """Let others take a copy, which is again as it was made."""
@@ -133,12 +132,18 @@ class _Facts:
 
 
 class Copy:
-    """A module to put tensors into."""
+    """A module to put tensors into.
 
-    def __init__(self, module: nn.Module) -> None:
+    Args:
+        module: the module.
+        outside: ids of objects in its attributes that other copies hold as well.
+    """
+
+    def __init__(self, module: nn.Module, outside: set[int]) -> None:
         self.modules = list(module.modules())
+        self.attributes = Attributes.of(self.modules, outside)
         self._empty = [module.__dict__ for module in self.modules]
-        self._hooks = [value for own in self._empty for name, value in own.items() if name in _HOOKS]
+        self._hooks = [value for own in self._empty for name, value in own.items() if name in HOOKS]
         self._kept_hooks = {id(hooks): dict(hooks) for hooks in self._hooks if hooks}
         self._registered = RemovableHandle.next_id
 
@@ -147,10 +152,6 @@ class Copy:
         own = dict(self._empty[place.index])
         own["_parameters"], own["_buffers"], own["_modules"] = parameters, buffers, dict(own["_modules"])
         own["training"] = train and place.trains
-        for name, value in own.items():
-            # What the module remembers in a list or dict is forgotten after the call as well.
-            if name not in _OWN and type(value) in _CONTAINERS:
-                own[name] = copy.copy(value)
         forward = FORWARDS.get(type(self.modules[place.index]))
         if forward is not None and "forward" not in own:
             own["forward"] = functools.partial(forward, self.modules[place.index])
@@ -160,10 +161,18 @@ class Copy:
             own["_flat_weight_refs"] = [None if weight is None else weakref.ref(weight) for weight in weights]
         object.__setattr__(self.modules[place.index], "__dict__", own)
 
+    def held(self, place: Place) -> Iterator[tuple[str, Tensor]]:
+        """What stands for a module's own parameters and buffers in attributes that hold these as well, by name."""
+        empty = self._empty[place.index]
+        for name, tensor in (*empty["_parameters"].items(), *empty["_buffers"].items()):
+            if id(tensor) in self.attributes.tensors:
+                yield name, tensor
+
     def clear(self) -> None:
         """Take everything out that calls have put in."""
         for module, empty in zip(self.modules, self._empty, strict=True):
             object.__setattr__(module, "__dict__", empty)
+        self.attributes.put_back()
         if RemovableHandle.next_id != self._registered:
             self._forget_hooks()
 
@@ -177,8 +186,7 @@ class Copy:
         self._registered = RemovableHandle.next_id
 
 
-_OWN = frozenset({*nn.Module().__dict__, "_parameters", "_buffers", "_modules"})
-_HOOKS = frozenset(name for name in _OWN if "_hooks" in name)
+HOOKS = frozenset(name for name in OWN if "_hooks" in name)
 
 
 def stripped(module: nn.Module, caller: str) -> nn.Module:
@@ -194,7 +202,7 @@ def stripped(module: nn.Module, caller: str) -> nn.Module:
     # A copy that never allocates: the copier finds every tensor already "copied", to the meta device.
     memo: dict[int, Any] = {id(tensor): _without_data(tensor) for tensor in _tensors_of(module)}
     for child in module.modules():
-        kept: Any = {name: value for name, value in child.__dict__.items() if name not in _OWN}
+        kept: Any = {name: value for name, value in child.__dict__.items() if name not in OWN}
         for value in optree.tree_leaves(kept, none_is_leaf=True, namespace=""):
             if isinstance(value, Tensor):
                 # A result that the module keeps, of which torch makes no deep copies.

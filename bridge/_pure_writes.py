@@ -54,7 +54,7 @@ class Writes:
     alive: list[Tensor] = attrs.Factory(list)
     #: The protected tensors by their memory, once that has been asked for.
     memories: dict[int, list[Tensor]] | None = None
-    #: The ids of copies into which kernels have written that do not count versions.
+    #: The ids of copies that may have been written into without their counting it: by kernels, `.data` and NumPy.
     touched: set[int] = attrs.Factory(set)
 
     def put(self, old: Tensor, new: Tensor, *, straight: bool = False) -> Tensor:
@@ -101,6 +101,12 @@ class Writes:
             self.alive.append(same_memory)
             self.aliases[id(same_memory)] = self.aliases.get(id(tensor), tensor)
         return same_memory
+
+    def give_away(self, tensor: Tensor) -> None:
+        """Note that code gets hold of the memory of a copy, past what counts writes."""
+        whole = self._whole(tensor)
+        if id(whole) in self.copies:
+            self.touched.add(id(whole))
 
     def in_place(self, function: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
         """Run a function that writes into its first argument."""

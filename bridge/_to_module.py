@@ -42,10 +42,10 @@ def to_module(p: Any, fn: Function = None, *, copy: bool = False) -> nn.Module:
     Args:
         p: a container, or with `fn` any tuple or dict of containers and tensors.
         fn: the function to run, ``fn(p, *args)``, in the place of the one that is bound to the container's class. It is
-            given the module in the place of the container, and may pass that, or a part of it, to layers' functions as
-            well as to `pn.vmap`, `pn.grad` and the other transformations: ``fn=pn.vmap(linear, (0, None))`` runs an
-            ensemble. As for bound functions, options `train` and `key` are filled in if it has them, and if `p` is
-            stateful it must return ``(y, p_new)``.
+            given a module in the place of the container, and may pass that, or a part of it, to layers' functions as
+            well as to `pn.vmap`, `pn.grad`, `pn.tree.map`, `pn.meta.inner_loop` and so on:
+            ``fn=pn.vmap(linear, (0, None))`` runs an ensemble. As for bound functions, options `train` and `key` are
+            filled in if it has them, and if `p` is stateful it must return ``(y, p_new)``.
         copy: whether to copy the tensors. By default parameters and buffers share storage with the container's leaves,
             so an optimiser of the module writes into those too.
 
@@ -141,16 +141,24 @@ class _Builder:
 
     def foreign(self, p: Opaque, kind: str) -> nn.Module:
         """The original class with the container's tensors in it."""
-        made = copied(p._skeleton.module, {})
+        pattern = p._skeleton.module
         aliases = aliases_of(p)
+        tensors: dict[str, Tensor] = {}
+        memo: dict[int, Any] = {}
         for leaf, value in walk(untie(p) if aliases else p):
             *parent, last = leaf.path.split(".")
-            owner = made.get_submodule(".".join(parent))
-            trained = kind == PARAMETER and is_trainable(leaf, value)
-            tensor = self.own(value)
+            owner = pattern.get_submodule(".".join(parent))
+            empty, tensor = owner._buffers.get(last), self.own(value)
+            if last in owner._parameters:
+                trained = kind == PARAMETER and is_trainable(leaf, value)
+                empty, tensor = owner._parameters[last], nn.Parameter(tensor, requires_grad=trained)
+            # In the copy this one is wherever the module has the other, in a list for example.
+            tensors[leaf.path] = memo[id(empty)] = tensor
+        made = copied(pattern, memo)
+        for path, tensor in tensors.items():
+            *parent, last = path.split(".")
             # By assignment, of which some classes (recurrent ones) take note.
-            is_parameter = last in owner._parameters
-            setattr(owner, last, nn.Parameter(tensor, requires_grad=trained) if is_parameter else tensor)
+            setattr(made.get_submodule(".".join(parent)), last, tensor)
         for alias, leaf in aliases.items():
             *parent, last = alias.split(".")
             owner = made.get_submodule(".".join(parent))

@@ -365,4 +365,24 @@ MORE: dict[str, tuple[str, dict[str, Any]]] = {
     "DeepseekV3Model": ("text", _DEEPSEEK),
     "SegformerModel": ("image", _PYRAMID),
     "PvtV2Model": ("image", _PYRAMID),
+    "GLPNModel": ("image", _PYRAMID),
+    **dict.fromkeys(
+        ("ErnieModel", "MegatronBertModel", "FNetModel", "SplinterModel", "IBertModel", "LayoutLMModel", "BioGptModel"),
+        ("text", _TEXT),
+    ),
+    **dict.fromkeys(("OlmoModel", "SmolLM3Model", "DogeModel"), ("text", _GROUPED)),
+    **dict.fromkeys(
+        ("GlmModel", "Glm4Model", "HeliumModel", "ArceeModel", "SeedOssModel", "ApertusModel", "Ernie4_5Model"),
+        ("text", {**_GROUPED, "head_dim": 8}),
+    ),
+    "Lfm2Model": ("text", {**_GROUPED, "layer_types": ["conv", "full_attention"], "conv_L_cache": 3}),
+    **dict.fromkeys(("BlenderbotSmallModel", "MvpModel"), ("pair", _SEQUENCES)),
+    **dict.fromkeys(
+        ("IJepaModel", "ViTMSNModel", "Data2VecVisionModel", "BlipVisionModel", "Aimv2VisionModel", "DINOv3ViTModel"),
+        ("image", _VISION),
+    ),
+    **dict.fromkeys(
+        ("UniSpeechSatModel", "Wav2Vec2ConformerModel"),
+        ("sound", {**_AUDIO, "apply_spec_augment": False, "conv_depthwise_kernel_size": 3}),
+    ),
 }

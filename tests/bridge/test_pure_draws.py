@@ -1,13 +1,15 @@
 """Random numbers in an opaque container: all from the key, and none without one."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from _module_inputs import DOUBLE, randn
-from torch import Tensor, nn
+from torch import Tensor, distributions, nn
 
 import bridge
 import purenn as pn
-from purenn.errors import BridgeError
+from purenn.errors import BatchingError, BridgeError
 
 
 class Stochastic(nn.Module):
@@ -70,4 +72,66 @@ def test_draws_need_a_key(device: torch.device) -> None:
     assert str(error.value) == (
         "'1' (Stochastic) draws random numbers by Tensor.bernoulli_: give the container a key to draw from, "
         "p(..., key=pn.random.key(0))."
+    )
+
+
+DRAWS: dict[str, Callable[[Tensor], Tensor]] = {
+    "poisson": lambda x: torch.poisson(9 * x),
+    "binomial": lambda x: torch.binomial(torch.full_like(x, 50), x),
+    "gamma": lambda x: distributions.Gamma(x + 1, x + 1).rsample(),
+    "Dirichlet": lambda x: distributions.Dirichlet(x + 1).rsample(),
+    "Student": lambda x: distributions.StudentT(x + 1).rsample(),
+    "native_dropout": lambda x: torch.native_dropout(x, 0.5, True)[0],
+    "dropout_": lambda x: torch.dropout_(x.clone(), 0.5, True),
+    "alpha_dropout": lambda x: torch.alpha_dropout(x, 0.5, True),
+    "feature_dropout": lambda x: torch.feature_dropout(x, 0.5, True),
+    "rrelu": lambda x: torch.rrelu(x - 0.5, 0.1, 0.9, True),
+    "rrelu_": lambda x: torch.rrelu_(x - 0.5, 0.1, 0.9, True),
+    "init.uniform_": lambda x: nn.init.uniform_(torch.empty_like(x)),
+    "init.normal_": lambda x: nn.init.normal_(torch.empty_like(x), 1, 2) + nn.init.constant_(torch.empty_like(x), 3),
+    "init.kaiming_uniform_": lambda x: nn.init.kaiming_uniform_(torch.empty_like(x), a=1),
+}
+
+
+class Drawing(nn.Module):
+    """Draws in one way."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name, self.weight = name, nn.Parameter(torch.ones(8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return DRAWS[self.name](x * self.weight)
+
+
+@pytest.mark.parametrize("name", DRAWS)
+def test_draws_of_torch(name: str, device: torch.device) -> None:
+    """They come from the key, with torch's distribution, and never from the global generator."""
+    module, (one, other) = Drawing(name).to(device), pn.random.split(pn.random.key(0, device), 2)
+    p, x = bridge.from_module(module), torch.linspace(0.1, 0.9, 8, device=device).expand(1000, 8).contiguous()
+    before = torch.get_rng_state()
+    y = p(x, train=True, key=one)
+    assert torch.equal(y, p(x, train=True, key=one))
+    assert not torch.equal(y, p(x, train=True, key=other))
+    assert torch.equal(torch.get_rng_state(), before)
+    reference = module(x).detach()
+    assert (y.shape, y.dtype) == (reference.shape, reference.dtype)
+    quantiles = torch.tensor([0.25, 0.5, 0.75], device=device)
+    torch.testing.assert_close(y.detach().quantile(quantiles), reference.quantile(quantiles), rtol=0.1, atol=0.1)
+
+
+def test_draws_that_cannot_be_batched(device: torch.device) -> None:
+    """What torch draws by a generator only is refused without a key, and under vmap."""
+    p, x = bridge.from_module(Drawing("poisson").to(device)), torch.ones(8, device=device)
+    with pytest.raises(BridgeError) as without:
+        p(x)
+    assert str(without.value) == (
+        "the module (Drawing) draws random numbers by torch.poisson: give the container a key to draw from, "
+        "p(..., key=pn.random.key(0))."
+    )
+    with pytest.raises(BatchingError) as batched:
+        pn.vmap(lambda key: p(x, key=key))(pn.random.split(pn.random.key(0, device), 2))
+    assert str(batched.value) == (
+        "the module (Drawing) draws random numbers by torch.poisson, which torch can do from a generator only, one "
+        "after another: under vmap and while tracing there is none. Draw in a loop, or before."
     )

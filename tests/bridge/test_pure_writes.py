@@ -1,6 +1,7 @@
 """Writes in place by an opaque container's code: values are torch's, and nothing of the caller's changes."""
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -82,6 +83,51 @@ def test_views(way: str, contiguous: bool, device: torch.device) -> None:
     torch.testing.assert_close(value(p, x), expected(1.0)[0], rtol=0, atol=1e-12)
     torch.testing.assert_close(pn.grad(lambda p: value(p, x).sum())(p).weight, expected(1.0)[1], rtol=0, atol=1e-12)
     assert pn.tree.equal((p, models, x), before)
+
+
+AVERAGES: dict[str, Callable[[Tensor, Tensor], Any]] = {
+    "in place": lambda sums, x: sums.data.mul_(0.5).add_(x, alpha=0.1),
+    "copied": lambda sums, x: sums.data.copy_(sums * 2 + x),
+    "items": lambda sums, x: sums.data[1:].add_(x[1:]),
+    "of a view": lambda sums, x: sums[:2].data.mul_(3),
+    "out": lambda sums, x: torch.mul(sums, x, out=sums.data),
+    "together": lambda sums, x: torch._foreach_add_([sums.data], 2.0),
+    "NumPy": lambda sums, x: sums.numpy().fill(4),
+}
+
+
+class Averaging(nn.Module):
+    """Updates its buffers past autograd, in the ways that code for codebooks and queues does."""
+
+    def __init__(self, way: str) -> None:
+        super().__init__()
+        self.way, self.weight = way, nn.Parameter(torch.ones(3, dtype=DOUBLE))
+        self.register_buffer("sums", torch.arange(1.0, 4.0, dtype=DOUBLE))
+        self.register_buffer("other", torch.ones(3, dtype=DOUBLE))
+
+    def forward(self, x: Tensor) -> Tensor:
+        AVERAGES[self.way](self.sums, x.detach())
+        return x * self.weight.data * self.sums.data + self.other.data
+
+
+@pytest.mark.parametrize("way", AVERAGES)
+def test_writes_past_autograd(way: str, device: torch.device) -> None:
+    """What is written by `.data`, and by whatever shares the memory, is in the new container, step by step."""
+    if way == "NumPy" and device.type != "cpu":
+        pytest.skip("NumPy has no arrays there")
+    module, x = Averaging(way).to(device), torch.tensor([1.0, -2.0, 3.0], dtype=DOUBLE, device=device)
+    p = bridge.from_module(module, stateful=True)
+    before = pn.tree.map(torch.clone, p)
+    q, reference = p, copy.deepcopy(module)
+    for _ in range(2):
+        y, q = q(x, train=True)
+        assert torch.equal(y, reference(x).detach())
+        assert torch.equal(q.sums, reference.sums)
+    assert pn.tree.equal(p, before)
+    if way != "NumPy":
+        _, batched = pn.vmap(lambda p, x: p(x, train=True), (None, 0))(p, torch.stack([x, 2 * x]))
+        one = [p(each, train=True)[1].sums for each in (x, 2 * x)]
+        torch.testing.assert_close(batched.sums, torch.stack(one), rtol=0, atol=1e-12)
 
 
 class Looking(nn.Module):
