@@ -15,7 +15,7 @@ from purenn.meta._implicit_solvers import LinearSolver
 from purenn.transforms._custom import Frame
 from purenn.transforms._leaves import scalar_output, split_aux, take_apart
 from purenn.tree._map import filled, flatten_with_holes, structures_differ
-from purenn.tree._walk import Structure, quoted, same_structure, short
+from purenn.tree._walk import Structure, fits, quoted, short
 
 
 class Setting(NamedTuple):
@@ -190,7 +190,7 @@ class Call:
     def _like_solution(self, tree: Any, values: Any) -> list[Tensor]:
         kind, structure = self._setting.kind, self.found.structure
         items, spec = flatten_with_holes(values)
-        if not same_structure(spec, structure.spec):
+        if not fits(spec, structure.spec):
             raise structures_differ(f"implicit, solution and {kind} condition", filled(tree), filled(values))
         wanted, _ = flatten_with_holes(tree)
         for place in self.found.chosen:

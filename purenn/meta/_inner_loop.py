@@ -1,6 +1,6 @@
 """Some steps of an optimiser as a differentiable function of the parameters that it starts from."""
 
-import math
+import itertools
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
@@ -55,8 +55,8 @@ def inner_loop(
         remat: whether a gradient keeps the parameters and the optimiser's state of each step only, and computes the
             rest again. Default: False.
         unroll: "python" writes the steps out; "scan" has `pn.jit` compile one step, whatever their number, and is
-            "python" elsewhere; "vjp" is "python" with remat that keeps only about every sqrt(steps)-th of what remat
-            keeps, and computes the steps between them once more. Default: "python".
+            "python" elsewhere; "vjp" is "python" with remat that keeps only about sqrt(2 steps) of what remat keeps,
+            and computes the steps between them once more. Default: "python".
         truncate: if given, gradients of all but this many steps at the end count as constants. Default: None.
         select: if given, only these leaves are adapted: path patterns, or a function of ``pn.tree.select(params)``.
             Default: all.
@@ -71,7 +71,7 @@ def inner_loop(
 
     Note:
         What a gradient holds at one time, if A is the memory of one step with its second derivatives and C the size of
-        parameters and state: about ``steps A`` plainly, ``A + steps C`` with remat, ``A + 2 sqrt(steps) C`` by "vjp".
+        parameters and state: about ``steps A`` plainly, ``A + steps C`` with remat, ``A + sqrt(2 steps) C`` by "vjp".
         Where C is small beside A, as in convolutional networks, many steps take hardly more memory than one; where it
         is not, no way of keeping carries is independent of the number of steps, unless each step is computed again
         from the first one on.
@@ -147,16 +147,15 @@ class _Loop:
             return self._compiled(step, carry, rest, args, kwargs, numbers)
         if constant or not self.remat:
             return self._in_turn(step, carry, rest, args, kwargs, numbers)
-        length = math.isqrt(len(numbers)) if self.sparse else 1
 
-        def segment(carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any], part: range) -> tuple[Carry, Tensor]:
-            # Made here, as the segment is computed, so that it sees what takes the place of closed-over tensors.
-            each = recomputed(step) if length > 1 else step
+        def piece(carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any], part: range) -> tuple[Carry, Tensor]:
+            # Made here, as the piece is computed, so that it sees what takes the place of closed-over tensors.
+            each = recomputed(step) if len(part) > 1 else step
             return self._in_turn(each, carry, rest, args, kwargs, part)
 
-        again, losses = recomputed(segment), []
-        for start in numbers[::length]:
-            carry, values = again(carry, rest, args, kwargs, range(start, min(start + length, numbers.stop)))
+        again, losses = recomputed(piece), []
+        for part in _pieces(numbers, 1 if self.sparse else 0):
+            carry, values = again(carry, rest, args, kwargs, part)
             losses.append(values)
         return carry, torch.cat(losses)
 
@@ -199,6 +198,16 @@ class _Loop:
         xs = entry(args, slice(numbers.start, numbers.stop)) if self.batches else None
         last, losses = scan(body, tensors_in(carry), xs, len(numbers), remat=self.remat)
         return with_tensors(last), losses
+
+
+def _pieces(numbers: range, growth: int) -> list[range]:
+    # From the end, where gradients begin, each piece is longer than the one before: by then that many are done with,
+    # and their carries free. So no more carries are held at one time than there are pieces.
+    cuts, length = [numbers.stop], 1
+    while cuts[-1] > numbers.start:
+        cuts.append(max(numbers.start, cuts[-1] - length))
+        length += growth
+    return [range(start, stop) for stop, start in itertools.pairwise(cuts)][::-1]
 
 
 def _selected(params: M, select: Select) -> tuple[M, M]:

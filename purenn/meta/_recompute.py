@@ -13,14 +13,16 @@ import attrs
 import optree
 import torch
 from torch import Tensor
-from torch._C._functorch import is_functorch_wrapped_tensor
+from torch._C._functorch import is_functorch_wrapped_tensor, unwrap_if_dead
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd.graph import get_gradient_edge
 
 from purenn._modes import differentiated_again
 from purenn.errors import GradientError
 from purenn.random import strict
 from purenn.transforms._captured import rebuilt
 from purenn.transforms._lean import alone, reaches_others, running
-from purenn.transforms._nested import Examples, are_stacked, fresh, is_below_transformations, pulled, stacked_tasks
+from purenn.transforms._nested import Examples, fresh, is_below_transformations, pulled, stacked_tasks
 from purenn.transforms._operation import differentiable
 from purenn.tree._walk import unflatten
 
@@ -43,9 +45,14 @@ def recomputed(fn: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(fn)
     def run(*args: P.args, **kwargs: P.kwargs) -> R:
         leaves, spec = optree.tree_flatten((args, kwargs))  # pyright: ignore[reportArgumentType]
-        call = _Call(fn, list(captured), leaves, spec, are_stacked())
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        results = iter(_Recomputed.apply(call, *outer, *tensors))
+        tensors = [*outer, *[leaf for leaf in leaves if isinstance(leaf, Tensor)]]
+        rest = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        examples = Examples.around() if is_below_transformations() else Examples(0, 0)
+        given, own = examples.apart(tensors)
+        call = _Call(fn, list(captured), rest, spec, examples, own)
+        with temporarily_clear_interpreter_stack() if examples.level else contextlib.nullcontext():
+            found = _Recomputed.apply(call, *given)
+        results = iter(examples.together(found, call.outcome["own"]))
         outputs = [next(results) if leaf is None else leaf for leaf in call.outcome["leaves"]]
         return unflatten(call.outcome["spec"], outputs)
 
@@ -59,25 +66,32 @@ class _Call:
     Attributes:
         fn: the function.
         captured: the ids of the tensors that it closes over and that come first among the operation's.
-        leaves: the leaves of its arguments.
+        leaves: the leaves of its arguments, with None for tensors.
         spec: their structure.
-        stacked: whether it is called under `stacked_tasks`.
-        outcome: structure of the result, and its leaves with None for tensors.
+        examples: the tasks, if the function is that of one and the operation's tensors are those of all.
+        own: which of the operation's tensors are different for each task.
+        outcome: structure of the result, its leaves with None for tensors, and which of these differ.
     """
 
     fn: Callable[..., Any]
     captured: list[int]
     leaves: list[Any]
     spec: optree.PyTreeSpec
-    stacked: bool
+    examples: Examples
+    own: list[bool]
     outcome: dict[str, Any] = attrs.field(factory=dict)
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of the result."""
+        with self.examples.again() as examples:
+            results, self.outcome["own"] = examples.apart(self._of_one(examples.together(tensors, self.own)))
+        return results
+
+    def _of_one(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         count = len(self.captured)
         outer, given = dict(zip(self.captured, tensors[:count], strict=True)), iter(tensors[count:])
         fn = rebuilt(self.fn, lambda t: outer.get(id(t), t), {}) if outer else self.fn
-        tree = unflatten(self.spec, [next(given) if isinstance(x, Tensor) else x for x in self.leaves])
+        tree = unflatten(self.spec, [next(given) if leaf is None else leaf for leaf in self.leaves])
         leaves, self.outcome["spec"] = optree.tree_flatten(fn(*tree[0], **tree[1]))
         self.outcome["leaves"] = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
@@ -88,7 +102,7 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def forward(call: _Call, *tensors: Tensor) -> tuple[Tensor, ...]:
-        with alone(), stacked_tasks(call.stacked):
+        with alone():
             results = call(tensors)
         # An argument returned as it is would be a view of an input.
         return tuple([result.detach().clone() if any(result is t for t in tensors) else result for result in results])
@@ -103,12 +117,13 @@ class _Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors
+        # A level of transformation that was there when they were saved can have ended since.
+        tensors = [unwrap_if_dead(tensor) for tensor in ctx.saved_tensors]
         wanted = [n for n in differentiable(tensors) if ctx.needs_input_grad[n + 1]]
         given = {n: cotangent for n, cotangent in enumerate(cotangents) if cotangent is not None}
         gradients: list[Tensor | None] = [None] * len(tensors)
         if wanted and given:
-            with strict(enabled=False), stacked_tasks(ctx.call.stacked):
+            with strict(enabled=False), stacked_tasks(False):  # the tasks are those of the call
                 found = (_pull if is_below_transformations() else _pull_by_functorch)(ctx.call, tensors, wanted, given)
             for place, gradient in zip(wanted, found, strict=True):
                 gradients[place] = gradient
@@ -116,22 +131,24 @@ class _Recomputed(torch.autograd.Function):
 
 
 def _pull(call: _Call, tensors: Sequence[Tensor], wanted: list[int], given: dict[int, Tensor]) -> list[Tensor]:
-    examples, recorded = Examples.around(), torch.is_grad_enabled()
+    recorded = torch.is_grad_enabled()
     with torch.enable_grad():
-        leaves = examples.out_of([tensors[n] for n in wanted])
+        leaves = [tensors[n] for n in wanted]
         leaves = fresh(leaves if recorded else [leaf.detach() for leaf in leaves])
         again = differentiated_again() if recorded else contextlib.nullcontext()
         with running(), again:
-            results = call(_filled(tensors, wanted, examples.into(leaves)))
-        outputs = examples.out_of([results[n] for n in given])
-        if not recorded and reaches_others(outputs, leaves):
+            results = call(_filled(tensors, wanted, leaves))
+        outputs = {n: results[n] for n in given if results[n].requires_grad}
+        if not recorded and reaches_others([*outputs.values()], leaves):
             raise GradientError(
                 "inner_loop: with remat or unroll='vjp', the loss or the optimiser reaches a tensor that requires grad "
                 "through a global variable or an object's attribute, where it cannot be found. Pass it as an argument, "
                 "or refer to it by a local variable of the surrounding function."
             )
-        found = pulled(outputs, leaves, examples.out_of([*given.values()]), recorded)
-    return examples.into(found)
+        edges = [get_gradient_edge(output) for output in outputs.values()]
+        cotangents = [given[n] for n in outputs]
+        del results, outputs  # as large as the arguments, and of no use any more
+        return pulled(edges, leaves, cotangents, recorded)
 
 
 def _pull_by_functorch(

@@ -9,7 +9,7 @@ from torch import Tensor
 from purenn.optim import GradientTransformation
 from purenn.transforms import value_and_grad
 from purenn.transforms._lean import alone, outermost
-from purenn.transforms._leaves import Problem, detached, split_aux, take_apart
+from purenn.transforms._leaves import detached, split_aux, take_apart
 from purenn.transforms._nested import can_nest, nested_value_and_grad
 from purenn.tree import combine, partition
 
@@ -59,9 +59,13 @@ class Step:
             whole = value_and_grad(loss, has_aux=self.stateful)
         if can_nest() and not outermost():
             # What `value_and_grad` would do as well, but for looking at everything that it is given.
-            problem = Problem(loss, (params, *args), kwargs, (0,), (take_apart(params),), True)
-            value, new, gradients = nested_value_and_grad("inner_loop", problem, self.stateful)
-            return value, new, problem.derivative(gradients)
+            argument = take_apart(params)
+
+            def of(values: list[Tensor]) -> Any:
+                return loss(argument.rebuilt(values), *args, **kwargs)
+
+            value, new, gradients = nested_value_and_grad("inner_loop", of, argument.values, self.stateful)
+            return value, new, argument.derivative(gradients)
         found, grads = whole(params, *args, **kwargs)
         value, new = split_aux("inner_loop", found, self.stateful)
         return value, new, grads

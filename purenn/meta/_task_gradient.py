@@ -12,17 +12,20 @@ from purenn.meta._choice import Chooser
 from purenn.meta._entries import count_of, entry
 from purenn.transforms import value_and_grad as value_and_grad_of
 from purenn.transforms import vmap
-from purenn.transforms._leaves import split_aux, take_apart, tensors_in
+from purenn.transforms._leaves import scalar_output, split_aux, take_apart, tensors_in
 from purenn.transforms._nested import stacked_tasks
 from purenn.tree import map as tree_map
+
+# ``share(params, task, count)``: what one of so many tasks adds to the mean loss, and its auxiliary output.
+Share = Callable[[Any, tuple, int], tuple[Tensor, Any]]
 
 
 class Found(NamedTuple):
     """What some tasks give.
 
     Attributes:
-        value: the sum of their losses.
-        gradients: the sum of their gradients.
+        value: what they add to the mean loss.
+        gradients: what they add to its gradients.
         aux: their auxiliary outputs, stacked; None if there are none.
     """
 
@@ -96,66 +99,63 @@ def value_and_grad(
     if chunk is not None and chunk < 1:
         raise ArgumentError(f"meta.grad: chunk must be at least 1, got {chunk}.")
     chooser = Chooser(task_loss)
-    ways = {name: make(task_loss, has_aux) for name, make in _WAYS.items()}
+
+    def share(params: Any, task: tuple, count: int) -> tuple[Tensor, Any]:
+        value, aux = split_aux("meta.grad", task_loss(params, *task), has_aux)
+        return scalar_output("meta.grad", value) / count, aux
+
+    ways = {name: make(share) for name, make in _WAYS.items()}
 
     @functools.wraps(task_loss)
     def value_and_gradient(params: Any, *tasks: Any) -> Any:
         count = count_of("meta.grad", tasks)
         way = chooser(params, *tasks).how if how == "auto" else how
         size = 1 if way == "loop" else chunk or count
-        parts = [ways[way](params, part) for part in _parts(tasks, count, size)]
+        parts = [ways[way](params, part, count) for part in _parts(tasks, count, size)]
         total = _added([Found(part.value, part.gradients, None) for part in parts])
-        value, gradients = total.value / count, tree_map(lambda g: g / count, total.gradients)
         if not has_aux:
-            return value, gradients
+            return total.value, total.gradients
         aux: Any = parts[0].aux if len(parts) == 1 else tree_map(lambda *x: torch.cat(x), *[p.aux for p in parts])
-        return (value, aux), gradients
+        return (total.value, aux), total.gradients
 
     return value_and_gradient
 
 
-# Each of the ways makes a function of the parameters and of some tasks.
+# Each of the ways makes of a `Share` a function of the parameters, of some tasks, and of the number of all.
 
 
-def _by_vmap(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tuple], Found]:
-    of_one = value_and_grad_of(task_loss, has_aux=has_aux)
+def _by_vmap(share: Share) -> Callable[[Any, tuple, int], Found]:
+    of_one = value_and_grad_of(share, has_aux=True)
 
-    def found(params: Any, tasks: tuple) -> Found:
-        many = vmap(lambda task: of_one(params, *task))
-        values, gradients = many(tasks)
-        values, aux = split_aux("meta.grad", values, has_aux)
+    def found(params: Any, tasks: tuple, count: int) -> Found:
+        (values, aux), gradients = vmap(lambda task: of_one(params, task, count))(tasks)
         return Found(values.sum(), tree_map(lambda g: g.sum(0), gradients), aux)
 
     return found
 
 
-def _by_sum(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tuple], Found]:
+def _by_sum(share: Share) -> Callable[[Any, tuple, int], Found]:
     def total(params: Any, tasks: tuple, count: int) -> tuple[Tensor, Any]:
-        argument = take_apart(params)
-        copies = [value.expand(count, *value.shape) for value in argument.values]
-
-        def one(values: list[Tensor], task: tuple) -> tuple[Tensor, Any]:
-            return split_aux("meta.grad", task_loss(argument.rebuilt(values), *task), has_aux)
-
+        argument, size = take_apart(params), len(tensors_in(tasks)[0])
+        copies = [value.expand(size, *value.shape) for value in argument.values]
         with stacked_tasks():
-            values, aux = vmap(one)(copies, tasks)
+            values, aux = vmap(lambda copy, task: share(argument.rebuilt(copy), task, count))(copies, tasks)
         return values.sum(), aux
 
     of_all = value_and_grad_of(total, has_aux=True)
 
-    def found(params: Any, tasks: tuple) -> Found:
-        (value, aux), gradients = of_all(params, tasks, len(tensors_in(tasks)[0]))
+    def found(params: Any, tasks: tuple, count: int) -> Found:
+        (value, aux), gradients = of_all(params, tasks, count)
         return Found(value, gradients, aux)
 
     return found
 
 
-def _by_loop(task_loss: Callable[..., Any], has_aux: bool) -> Callable[[Any, tuple], Found]:
-    of_one = value_and_grad_of(task_loss, has_aux=has_aux)
+def _by_loop(share: Share) -> Callable[[Any, tuple, int], Found]:
+    of_one = value_and_grad_of(share, has_aux=True)
 
-    def found(params: Any, tasks: tuple) -> Found:
-        value, gradients = of_one(params, *entry(tasks, 0))
-        value, aux = split_aux("meta.grad", value, has_aux)
+    def found(params: Any, tasks: tuple, count: int) -> Found:
+        (value, aux), gradients = of_one(params, entry(tasks, 0), count)
         return Found(value, gradients, tree_map(lambda x: x[None], aux))
 
     return found

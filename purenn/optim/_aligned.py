@@ -10,7 +10,7 @@ from torch.compiler import is_dynamo_compiling
 from purenn.errors import DeviceError, PurennError, ShapeError
 from purenn.tree import HOLE
 from purenn.tree._map import filled, flatten_with_holes, structures_differ
-from purenn.tree._walk import flatten, quoted, same_structure, short, unflatten
+from purenn.tree._walk import fits, flatten, quoted, same_structure, short, unflatten
 
 Positions = tuple[tuple[int, ...] | None, ...]
 
@@ -137,7 +137,7 @@ def _positions(optimizer: str, trees: tuple[Any, ...], specs: tuple[optree.PyTre
         return (None,) * len(trees)
     flat = [flatten_with_holes(tree) for tree in trees]
     for number, (_, spec) in enumerate(flat):
-        if not same_structure(spec, flat[0][1]):
+        if not fits(spec, flat[0][1]):
             what = "gradients" if number == 1 else "state"
             raise structures_differ(f"{optimizer}, parameters and {what}", filled(trees[0]), filled(trees[number]))
     numbers = [_numbered(items) for items, _ in flat]

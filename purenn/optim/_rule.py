@@ -140,19 +140,9 @@ def optimizer(rule: Rule) -> GradientTransformation:
     """The optimiser that follows a rule."""
 
     def init(params: Any) -> Any:
-        trained = partition(params)[0]
-        leaves, spec = optree.tree_flatten(trained)
-        if not rule.takes_complex:
-            _refuse_complex(rule, trained)
-        values = values_at(rule.hyperparameters, 0)
-        rows = [_begun(rule, leaf.detach(), values) for leaf in leaves]
-        columns = zip(*rows, strict=True) if rows else [()] * len(rule.slots)
-        trees = [optree.tree_unflatten(spec, [spread(leaf) for leaf in column]) for column in columns]
-        if rule.elementwise and segments(leaves) is not None:
-            trees = [contiguous(tree) for tree in trees]
         scalars = {name: torch.ones((), dtype=torch.float64) for name in rule.carried}
         count = torch.zeros((), dtype=torch.int64)
-        return rule.state(count=count, **scalars, **dict(zip(rule.slots, trees, strict=True)))
+        return rule.state(count=count, **scalars, **(_slots(rule, params) if rule.slots else {}))
 
     def run(finish: Finish, params: Any, grads: Any, state: Any) -> tuple[Aligned, Aligned, Any]:
         # The trees taken apart, what `finish` and the rule make of them, and the new state.
@@ -183,6 +173,21 @@ def optimizer(rule: Rule) -> GradientTransformation:
         return new.tree(0), state
 
     return GradientTransformation(init, update, step)
+
+
+def _slots(rule: Rule, params: Any) -> dict[str, Any]:
+    # The trees of a new state.
+    trained = partition(params)[0]
+    leaves, spec = optree.tree_flatten(trained)
+    if not rule.takes_complex:
+        _refuse_complex(rule, trained)
+    values = values_at(rule.hyperparameters, 0)
+    rows = [_begun(rule, leaf.detach(), values) for leaf in leaves]
+    columns = zip(*rows, strict=True) if rows else [()] * len(rule.slots)
+    trees = [optree.tree_unflatten(spec, [spread(leaf) for leaf in column]) for column in columns]
+    if rule.elementwise and segments(leaves) is not None:
+        trees = [contiguous(tree) for tree in trees]
+    return dict(zip(rule.slots, trees, strict=True))
 
 
 def _refuse_complex(rule: Rule, trained: Any) -> None:

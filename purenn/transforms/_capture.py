@@ -1,6 +1,7 @@
 """Intermediate values by path: reading them, differentiating with respect to them, replacing them.
 
 Layers are watched while the function runs, so this works under vmap, gradients and jit, where a module's hooks do not.
+They nest: the outer one sees what the inner one has made of an output.
 """
 
 import functools
@@ -11,9 +12,10 @@ import optree
 from torch import Tensor
 from torch._C._functorch import maybe_current_level
 
-from purenn.errors import SelectionError, StructureError, TransformError
+from purenn.errors import ArgumentError, SelectionError, StructureError, TransformError
 from purenn.transforms._lean import lean_depth
 from purenn.tree._applies import binding_of
+from purenn.tree._checks import a_or_an
 from purenn.tree._select import Selection, chosen
 from purenn.tree._walk import Entries, join, node_at, quoted, short
 from purenn.tree._watch import unwatched, watched, watching
@@ -53,7 +55,7 @@ def capture(fn: Callable[..., Any], select: Select, *, argnum: int = 0) -> Calla
 
         def keep(key: str, path: str, output: Any) -> Any:
             # A copy, so that a later write in place does not reach it.
-            outputs[key] = optree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output)
+            outputs[key] = _copied(output)
             return output
 
         result = _watch("capture", fn, select, argnum, keep, args, kwargs)
@@ -130,6 +132,10 @@ def intervene(fn: Callable[..., Any], replacements: Mapping[str, Any], *, argnum
         >>> pn.intervene(sequential, {"layers.0": torch.tensor([1.0, -1.0])})(p, torch.ones(3))
         tensor([1., 0.])
     """
+    if not isinstance(replacements, Mapping):
+        raise ArgumentError(
+            f"intervene: replacements must be a dict from paths to what is put there, got {a_or_an(replacements)}."
+        )
     paths = list(dict.fromkeys(key.partition(":")[0] for key in replacements))
 
     @functools.wraps(fn)
@@ -144,7 +150,8 @@ def intervene(fn: Callable[..., Any], replacements: Mapping[str, Any], *, argnum
             new = replacements[found]
             new = new(output) if callable(new) and not isinstance(new, Tensor) else new
             _require_alike("intervene", key, output, new)
-            return new
+            # A copy, so that a later write in place does not reach what was given.
+            return _copied(new)
 
         result = _watch("intervene", fn, paths, argnum, put, args, kwargs)
         _require_used("intervene", set(replacements) - used)
@@ -162,6 +169,11 @@ def _watch(
     args: tuple,
     kwargs: dict[str, Any],
 ) -> Any:
+    if not isinstance(argnum, int) or not -len(args) <= argnum < len(args):
+        raise ArgumentError(
+            f"{name}: argnum must be the number of the positional argument that is the model, got {argnum!r} for a "
+            f"call with {len(args)}."
+        )
     model = args[argnum]
     places = set(chosen(name, model, select).entries)
     for place in places:
@@ -178,9 +190,15 @@ def _watch(
         count = counts[path] = counts.get(path, -1) + 1
         return visit(path if not count else f"{path}:{count}", path, output)
 
-    args = (*args[:argnum], watched(model, places), *args[argnum + 1 :])
+    given = list(args)
+    given[argnum] = watched(model, places)
     with watching(watcher):
-        return unwatched(fn(*args, **kwargs))
+        result = fn(*given, **kwargs)
+    return unwatched(result)
+
+
+def _copied(output: Any) -> Any:
+    return optree.tree_map(lambda x: x.clone() if isinstance(x, Tensor) else x, output)
 
 
 def _levels() -> tuple[int, int]:
@@ -208,7 +226,7 @@ def _require_alike(name: str, key: str, output: Any, other: Any) -> None:
 
 
 def _shape(leaf: Any) -> Any:
-    return leaf.shape if isinstance(leaf, Tensor) else None
+    return (leaf.shape, leaf.dtype) if isinstance(leaf, Tensor) else None
 
 
 def _require_used(name: str, unused: set[str]) -> None:

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from purenn.errors import StructureError
 from purenn.tree._map import first_difference
-from purenn.tree._walk import flatten, quoted, short
+from purenn.tree._walk import fits, flatten, quoted, short
 
 
 def require_tensors(name: str, carry: Any) -> None:
@@ -25,16 +25,18 @@ def require_alike(name: str, one: Any, other: Any, first: str, second: str) -> N
     """Raise a StructureError, naming the first differing path, if two trees of tensors are of different kinds."""
     old, structure = flatten(one)
     new, spec = optree.tree_flatten(other)
-    if spec != structure.spec:
+    if not fits(spec, structure.spec):
         where, reason = first_difference(one, other, ())
         raise StructureError(f"{name}: {second} must have the structure of {first}; they differ at {where}: {reason}.")
     for path, a, b in zip(structure.paths, old, new, strict=True):
-        same = (
-            (a.shape, a.dtype) == (b.shape, b.dtype)
-            if isinstance(a, Tensor) and isinstance(b, Tensor)
-            else type(a) is type(b) and a == b
-        )
-        if not same:
+        if not is_alike(a, b):
             raise StructureError(
                 f"{name}: {second} must look like {first}, but {quoted(path)} is {short(a)} there and {short(b)} here."
             )
+
+
+def is_alike(one: Any, other: Any) -> bool:
+    """Whether two leaves are tensors of the same shape and dtype, or equal."""
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        return (one.shape, one.dtype) == (other.shape, other.dtype)
+    return type(one) is type(other) and one == other

@@ -4,13 +4,13 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 
 from purenn.errors import ArgumentError, GradientError
-from purenn.transforms._leaves import Problem, problem
+from purenn.transforms._leaves import Problem, problem, tensors_in
+from purenn.transforms._operation import differentiable
 from purenn.tree._checks import a_or_an
 from purenn.tree._walk import short
 
@@ -37,7 +37,8 @@ def check_grads(
         rtol: relative tolerance. Default: 1e-3.
 
     Raises:
-        GradientError: a derivative is wrong; the error names the path of the leaf, and the numbers.
+        GradientError: a derivative is wrong; the error names the path of the leaf, and the numbers. Or there is no
+            floating-point result.
         ArgumentError: `args` is no tuple, an argument is not in float64, or an unknown order or mode.
 
     Example:
@@ -66,10 +67,13 @@ def check_grads(
             )
 
     def flat(*values: Tensor) -> tuple[Tensor, ...]:
-        leaves = optree.tree_leaves(call.call(values))
-        return tuple(
-            leaf for leaf in leaves if isinstance(leaf, Tensor) and (leaf.is_floating_point() or leaf.is_complex())
-        )
+        leaves = tensors_in(call.call(values))
+        found = tuple([leaves[place] for place in differentiable(leaves)])
+        if not found:
+            raise GradientError(
+                "check_grads: the function returns no floating-point tensor, so nothing can be checked."
+            )
+        return found
 
     leaves = [value.detach().clone().requires_grad_() for value in call.values]
     options: dict[str, Any] = {"eps": eps, "atol": atol, "rtol": rtol}

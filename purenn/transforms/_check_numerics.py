@@ -64,7 +64,8 @@ def check_numerics(fn: Callable[P, R]) -> Callable[P, R]:
 
         call: Callable[..., Any] = fn
         with watching(watcher):
-            return _all_checked(unwatched(call(*marked, **kwargs)), "the function")
+            result = call(*marked, **kwargs)
+        return _all_checked(unwatched(result), "the function")
 
     return checked
 

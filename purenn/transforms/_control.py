@@ -20,6 +20,9 @@ from purenn.tree._walk import flatten, quoted, short, unflatten
 C = TypeVar("C")
 R = TypeVar("R")
 
+# The two that must be alike, in the words of an error.
+_CARRIES = "the one that it gets", "the carry that the body returns"
+
 
 def cond(predicate: bool | Tensor, yes: Callable[..., R], no: Callable[..., R], *operands: Any) -> R:
     """Apply one of two functions.
@@ -35,7 +38,7 @@ def cond(predicate: bool | Tensor, yes: Callable[..., R], no: Callable[..., R], 
         *operands: arguments of both. They may close over tensors as well, which are differentiated as usual.
 
     Raises:
-        ArgumentError: the predicate has several elements.
+        ArgumentError: the predicate has several elements, or is neither bool nor tensor.
         StructureError: the results of the functions differ in kind (seen where both are traced or run).
 
     Example:
@@ -44,9 +47,9 @@ def cond(predicate: bool | Tensor, yes: Callable[..., R], no: Callable[..., R], 
         >>> pn.vmap(root)(torch.tensor([4.0, -4.0]))
         tensor([2., 0.])
     """
+    predicate = _decision("cond", "the predicate", predicate)
     if not isinstance(predicate, Tensor):
         return (yes if predicate else no)(*operands)
-    predicate = _scalar("cond", "the predicate", predicate)
     if not writes_programs():
         if not (is_traced() or _is_batched(predicate)):
             return (yes if predicate else no)(*operands)
@@ -86,7 +89,7 @@ def while_loop(test: Callable[[C], bool | Tensor], body: Callable[[C], C], carry
 
     Raises:
         StructureError: the body's carry is of another kind.
-        ArgumentError: the test's tensor has several elements.
+        ArgumentError: the test's tensor has several elements, or it returns neither bool nor tensor.
         GradientError: a reverse-mode gradient under `pn.jit`.
 
     Example:
@@ -99,14 +102,12 @@ def while_loop(test: Callable[[C], bool | Tensor], body: Callable[[C], C], carry
         return _compiled_while(test, body, carry)
     first = True
     while True:
-        going = test(carry)
-        if isinstance(going, Tensor):
-            going = _scalar("while_loop", "what the test returns", going)
+        going = _decision("while_loop", "what the test returns", test(carry))
         if not _any(going):
             return carry
         new = body(carry)
         if first:
-            require_alike("while_loop", carry, new, "the one that it gets", "the carry that the body returns")
+            require_alike("while_loop", carry, new, *_CARRIES)
             first = False
         carry = _where(going, new, carry) if isinstance(going, Tensor) and _is_batched(going) else new
 
@@ -139,7 +140,13 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[[Tensor, 
     device = leaves[0].device if leaves else None
     if not isinstance(lower, Tensor) and not isinstance(upper, Tensor):
         numbers = torch.arange(lower, max(lower, upper), device=device)
-        return scan(lambda state, i: (body(i, state), None), carry, numbers)[0]
+
+        def step(state: C, i: Tensor) -> tuple[C, None]:
+            new = body(i, state)
+            require_alike("fori_loop", state, new, *_CARRIES)
+            return new, None
+
+        return scan(step, carry, numbers)[0]
     start = lower if isinstance(lower, Tensor) else torch.tensor(lower, device=device)
     start = start.to(torch.int64)
     return while_loop(lambda state: state[0] < upper, lambda state: (state[0] + 1, body(*state)), (start, carry))[1]
@@ -153,15 +160,15 @@ def _compiled_while(test: Callable[[C], bool | Tensor], body: Callable[[C], C], 
     tensors, spec = optree.tree_flatten(carry)
 
     def tested(*values: Tensor) -> list[Tensor]:
-        going = test(unflatten(spec, values))
+        going = _decision("while_loop", "what the test returns", test(unflatten(spec, values)))
         if isinstance(going, Tensor):
-            return [_scalar("while_loop", "what the test returns", going).to(torch.bool)]
+            return [going.to(torch.bool)]
         return [torch.full((), bool(going), device=values[0].device)]
 
     def stepped(*values: Tensor) -> list[Tensor]:
         before = unflatten(spec, values)
         new: Any = body(before)
-        require_alike("while_loop", before, new, "the one that it gets", "the carry that the body returns")
+        require_alike("while_loop", before, new, *_CARRIES)
         return optree.tree_leaves(new)
 
     return unflatten(spec, while_tensors(tested, stepped, tensors))
@@ -171,7 +178,12 @@ def _where(chosen: Tensor, one: Any, other: Any) -> Any:
     return optree.tree_map(lambda a, b: torch.where(chosen, a, b), one, other)
 
 
-def _scalar(name: str, what: str, value: Tensor) -> Tensor:
+def _decision(name: str, what: str, value: Any) -> Any:
+    # A bool, or a tensor without axes. Numbers, of numpy and of unknown sizes as well, say yes or no too.
+    if not isinstance(value, Tensor):
+        if value is None or callable(value) or isinstance(value, (str, tuple, list, dict)):
+            raise ArgumentError(f"{name}: {what} must be a bool or a tensor with one element, got {short(value)}.")
+        return value
     if value.numel() != 1:
         raise ArgumentError(
             f"{name}: {what} must have one element, got {short(value)}. For one decision for each example use pn.vmap, "

@@ -14,15 +14,19 @@ import optree
 import torch
 from torch import Tensor
 from torch._C._functorch import (
+    TransformType,
+    get_interpreter_stack,
     get_unwrapped,
     is_batchedtensor,
     is_functorch_wrapped_tensor,
     maybe_get_level,
     peek_interpreter_stack,
 )
+from torch.autograd import forward_ad
 from torch.compiler import is_dynamo_compiling
 
 from purenn.errors import GradientError
+from purenn.transforms._operation import differentiable, may_be_differentiated
 from purenn.transforms._own_rule import belongs_to_graph
 from purenn.tree._walk import short
 
@@ -81,9 +85,7 @@ class Rule(Generic[P, R]):
         for leaf in leaves:
             if not isinstance(leaf, Tensor):
                 raise GradientError(f"{self.kind}: '{self.name}' must return tensors, got {short(leaf)}.")
-        # An argument returned as it is would be an output that is a view of an input.
-        own = {id(tensor) for tensor in tensors}
-        return [leaf.clone() if id(leaf) in own else leaf for leaf in leaves]
+        return apart(leaves, tensors)
 
     def is_traced(self, tensors: list[Tensor]) -> bool:
         """Whether the rule has to be a part of the graph that is traced, and can be."""
@@ -148,6 +150,22 @@ class Frame:
         for place, tensor in zip(self.places, tensors, strict=True):
             leaves[place] = tensor
         return cast(tuple, optree.tree_unflatten(self.spec, leaves))
+
+
+def apart(results: Sequence[Tensor], tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Results of which none is an argument: that would be an output that is a view of an input."""
+    # Not by id: torch 2.11's dynamo knows none of a tensor that is made in between.
+    return [result.clone() if any(result is tensor for tensor in tensors) else result for result in results]
+
+
+def is_differentiated(tensors: Sequence[Tensor]) -> bool:
+    """Whether a derivative with respect to one of some tensors may be asked for, in either mode."""
+    levels = get_interpreter_stack() or ()
+    if may_be_differentiated(tensors) or any(level.key() == TransformType.Jvp for level in levels):
+        return True
+    return forward_ad._current_level >= 0 and any(
+        forward_ad.unpack_dual(tensors[n]).tangent is not None for n in differentiable(tensors)
+    )
 
 
 def batched_alike(tensors: list[Any], beside: Sequence[Tensor | None]) -> list[Any]:

@@ -7,12 +7,11 @@ from typing import Any, ParamSpec, TypeVar, cast
 import optree
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from purenn.errors import GradientError
 from purenn.transforms._custom import Frame, Rule, outline
 from purenn.transforms._custom_op import forward_tensors
-from purenn.transforms._operation import at, differentiable, placed, pull
+from purenn.transforms._operation import at, differentiable, placed, primals, pull
 from purenn.transforms._own_rule import ruled
 
 P = ParamSpec("P")
@@ -127,10 +126,7 @@ class _Forward(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple:
-        # torch switches forward mode off here, that of transformations further out as well: their tangents would be
-        # lost. So it is on, and the own level's tangents are taken off.
-        with forward_ad._set_fwd_grad_enabled(True):
-            tensors = [forward_ad.unpack_dual(tensor).primal for tensor in ctx.saved_tensors]
+        with primals(ctx.saved_tensors) as tensors:
             filled = [torch.zeros_like(x) if t is None else t for x, t in zip(tensors, tangents[2:], strict=True)]
             return tuple(placed(ctx.count, ctx.results, ctx.rule.moved(ctx.frame, tensors, filled)))
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, library
 
 from purenn.errors import GradientError
+from purenn.transforms._like import Like
 from purenn.transforms._operation import (
     LIBRARY,
     Flat,
@@ -31,7 +32,7 @@ from purenn.transforms._operation import (
     tangents_at,
     zeros_like,
 )
-from purenn.transforms._program import INLINED, TRANSFORMABLE, Like, Program, close, program
+from purenn.transforms._program import INLINED, TRANSFORMABLE, Program, close, program
 
 Maybe = Sequence[Tensor | None]
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.compiler import is_dynamo_compiling
 
 from purenn.errors import GradientError
-from purenn.transforms._custom import Frame, Rule, batched_alike, outline
+from purenn.transforms._custom import Frame, Rule, apart, batched_alike, is_differentiated, outline
 from purenn.transforms._custom_op import refuse_forward, reverse_tensors
 from purenn.transforms._own_rule import ruled
 from purenn.tree._holes import HOLE
@@ -24,9 +24,10 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
 
     ``f.defvjp(forward, backward)`` sets it: ``forward(*args) -> (output, residuals)`` runs in the place of the function
     when a gradient is wanted, ``backward(residuals, cotangent)`` returns the gradients of all positional arguments as a
-    tuple, None for an argument without one. Arguments, outputs and residuals are trees; leaves that are no tensors are
-    constants, and so is what the functions close over. The rule is a part of what `pn.jit` compiles: of the bodies of
-    loops and branches, and of functions that are differentiated from outside. Under vmap it is one for each example.
+    tuple, None for an argument without one. Both may use the function itself. Arguments, outputs and residuals are
+    trees; leaves that are no tensors are constants, and so is what the functions close over. The rule is a part of what
+    `pn.jit` compiles: of the bodies of loops and branches, and of functions that are differentiated from outside. Under
+    vmap it is one for each example.
 
     Raises:
         GradientError: when called: no rule is set, the rule returns what does not fit the arguments, forward mode is
@@ -63,7 +64,13 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
             return self._fn(*args, **kwargs)
         if self.is_traced(tensors):
             rule = partial(self.within, self.backward_parts, frame)
-            results = reverse_tensors(self.title, partial(self.forward_parts, frame), rule, tensors)
+            value = partial(self.within, self.forward_parts, frame)
+            results = reverse_tensors(self.title, value, rule, tensors)
+        elif not (is_dynamo_compiling() or is_differentiated(tensors)):
+            fn: Callable[..., Any] = self._fn
+            with torch.no_grad():
+                outputs = self.outputs(frame, fn(*args), tensors)
+            results = ruled(self.title, outputs, tensors)
         else:
             function = _Reverse if is_dynamo_compiling() else _ReverseOnly
             count, *everything = function.apply(self, frame, *tensors)
@@ -82,8 +89,7 @@ class custom_vjp(Rule[P, R]):  # noqa: N801 - a decorator
         outputs = self.outputs(frame, pair[0], tensors)
         kept, frame.made.rest_spec = optree.tree_flatten(pair[1])
         frame.made.rest = [_TENSOR if isinstance(leaf, Tensor) else leaf for leaf in kept]
-        own = {id(tensor) for tensor in tensors}
-        return outputs, [leaf.clone() if id(leaf) in own else leaf for leaf in kept if isinstance(leaf, Tensor)]
+        return outputs, apart([leaf for leaf in kept if isinstance(leaf, Tensor)], tensors)
 
     def backward_parts(self, frame: Frame, kept: Any, cotangents: Any, tensors: Any) -> list[Tensor | None]:
         """The gradient of every tensor among the arguments."""

@@ -12,9 +12,10 @@ from torch import Tensor
 from purenn.errors import ArgumentError, GradientError, StructureError
 from purenn.transforms._leaves import Argument, Problem, problem, split_aux
 from purenn.transforms._translate import translated
+from purenn.transforms._vmap import check_chunk_size
 from purenn.tree._holes import HOLE
 from purenn.tree._map import filled, first_difference, flatten_with_holes
-from purenn.tree._walk import same_structure, short
+from purenn.tree._walk import fits, short
 
 
 class _Flat:
@@ -77,13 +78,13 @@ def vjp(fn: Callable[..., Any], *primals: Any, has_aux: bool = False) -> tuple[A
 
     def pull(cotangent: Any) -> Any:
         given, got = optree.tree_flatten(cotangent)
-        if not same_structure(got, spec):
+        if not fits(got, spec):
             where, reason = first_difference(output, cotangent, ())
             raise StructureError(
                 f"vjp: the cotangent must have the structure of the output; they differ at {where}: {reason}."
             )
         for path, leaf, item in zip(optree.tree_paths(output), leaves, given, strict=True):
-            if not isinstance(item, Tensor) or item.shape != leaf.shape:
+            if not _is_direction(item, leaf):
                 where = f" at {'.'.join(map(str, path))!r}" if path else ""
                 raise StructureError(
                     f"vjp: the cotangent{where} must look like the output, {short(leaf)}, got {short(item)}."
@@ -140,13 +141,19 @@ def _apart(values: list[Tensor]) -> list[Tensor]:
     return [value.contiguous() if 0 in value.stride() else value for value in values]
 
 
+def _is_direction(item: Any, like: Tensor) -> bool:
+    if not isinstance(item, Tensor) or item.shape != like.shape:
+        return False
+    return item.is_floating_point() or (item.is_complex() and like.is_complex())
+
+
 def _length(value: Any) -> str:
     return f"{len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 def _directions(position: int, argument: Argument, primal: Any, tangent: Any) -> list[Tensor]:
     (own, spec), (places, other) = flatten_with_holes(primal), flatten_with_holes(tangent)
-    if not same_structure(spec, other):
+    if not fits(spec, other):
         where, reason = first_difference(filled(primal), filled(tangent), ())
         raise StructureError(
             f"jvp: the tangent of argument {position} must have the argument's structure; they differ at {where}: "
@@ -166,7 +173,7 @@ def _directions(position: int, argument: Argument, primal: Any, tangent: Any) ->
                 f"jvp: {where} is not differentiated and cannot have a tangent: put pn.tree.HOLE there, as "
                 f"pn.tree.partition(p)[0] does."
             )
-        if number in wanted and (not isinstance(place, Tensor) or place.shape != value.shape):
+        if number in wanted and not _is_direction(place, value):
             raise StructureError(f"jvp: the tangent of {where} must look like {short(value)}, got {short(place)}.")
     return [places[number] for number in argument.chosen]
 
@@ -189,6 +196,7 @@ def jacrev(
     Raises:
         GradientError: nothing to differentiate, or an output that has no derivative.
     """
+    check_chunk_size("jacrev", chunk_size)
     return _jacobian("jacrev", functools.partial(_by_rows, chunk_size=chunk_size), fn, argnums, has_aux)
 
 

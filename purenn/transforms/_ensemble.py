@@ -93,8 +93,10 @@ def soup(models: M, *, weights: Tensor | None = None, score: Callable[[M], Any] 
         raise StructureError("soup: there are no models: the tree has no tensors, or its leading axis is empty.")
     if weights is not None and score is not None:
         raise ArgumentError("soup takes weights or score, not both.")
-    if weights is not None and weights.shape != (number,):
-        raise ArgumentError(f"soup: weights must have one entry for each of the {number} models, got {short(weights)}.")
+    if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (number,)):
+        raise ArgumentError(
+            f"soup: weights must be a tensor with one entry for each of the {number} models, got {short(weights)}."
+        )
 
     def mixed(shares: Tensor) -> M:
         return structure.rebuild([_mixed(leaf, shares) if isinstance(leaf, Tensor) else leaf for leaf in leaves])

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from purenn.random import strict
 from purenn.transforms._lean import Closures, lean_value_and_grad, outermost, wants_outer_graph
-from purenn.transforms._leaves import Problem, problem, scalar_output, split_aux, tensors_in, versions
+from purenn.transforms._leaves import problem, scalar_output, split_aux, tensors_in, versions
 from purenn.transforms._nested import can_nest, nested_value_and_grad
 from purenn.transforms._translate import refuse_writes, translated
 
@@ -114,7 +114,8 @@ def _differentiate(
             if isinstance(done, bool):
                 # A function that has been run in vain uses its keys again, which is no fault of its own.
                 with strict(enabled=False) if done else contextlib.nullcontext():
-                    done = (nested_value_and_grad if can_nest() else _by_functorch)(name, call, has_aux)
+                    way = nested_value_and_grad if can_nest() else _by_functorch
+                    done = way(name, call.call, call.values, has_aux)
             value, aux, gradients = done
         refuse_writes(name, [path for path, _ in others], before, versions([value for _, value in others]))
         if versions(rest) != before_rest:
@@ -124,17 +125,19 @@ def _differentiate(
     return run
 
 
-def _by_functorch(name: str, call: Problem, has_aux: bool) -> tuple[Tensor, Any, list[Tensor]]:
+def _by_functorch(
+    name: str, call: Callable[[list[Tensor]], Any], values: list[Tensor], has_aux: bool
+) -> tuple[Tensor, Any, list[Tensor]]:
     # torch.func wants tensors only as auxiliary output: the rest of that tree waits here.
     shape: dict[str, Any] = {}
 
     def flat(values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        value, aux = split_aux(name, call.call(values), has_aux)
+        value, aux = split_aux(name, call(values), has_aux)
         leaves, shape["spec"] = optree.tree_flatten(aux)
         shape["leaves"] = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return scalar_output(name, value), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    gradients, (value, tensors) = torch.func.grad_and_value(flat, has_aux=True)(call.values)
+    gradients, (value, tensors) = torch.func.grad_and_value(flat, has_aux=True)(values)
     rest = iter(tensors)
     leaves = [next(rest) if leaf is None else leaf for leaf in shape["leaves"]]
     return value, optree.tree_unflatten(shape["spec"], leaves), gradients

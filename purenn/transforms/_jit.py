@@ -37,8 +37,10 @@ from purenn.transforms._jit_key import (
     what_changed,
 )
 from purenn.transforms._lean import graph_is_differentiated
-from purenn.transforms._program import Tracing, called_by, tracing_for
+from purenn.transforms._program import SHORTENED, Tracing, called_by, tracing_for
 from purenn.transforms._rule_op import marked_if_foreign
+from purenn.transforms._unused import drop_unused
+from purenn.tree._checks import require_function
 from purenn.tree._watch import is_watched
 
 P = ParamSpec("P")
@@ -110,7 +112,7 @@ class Jitted(Generic[P, R]):
         self._donate_argnums = donate_argnums
         self._backend = backend
         self._mode = mode
-        self._signature = inspect.signature(fn) if static_argnames else None
+        self._signature = _signature_of(fn) if static_argnames else None
         self._entries: list[Entry] = []
         self._hits = self._misses = 0
 
@@ -230,6 +232,8 @@ class Jitted(Generic[P, R]):
         with tracing_for(self._tracing()) as tracing:
             traced = self._trace(call, key, tensors, tracing)
             given = [*tensors, *traced.constants]
+            if not any(tensor.requires_grad for tensor in given):
+                drop_unused(traced.graph, SHORTENED)
             run = tracing.compiler(traced.graph, list(map(resolved, given)))
         entry = Entry(
             key,
@@ -286,6 +290,7 @@ def jit(
         >>> f.cache_info()
         CacheInfo(hits=0, misses=1, size=1)
     """
+    require_function("jit", fn)
     names = (static_argnames,) if isinstance(static_argnames, str) else tuple(static_argnames)
     numbers = (donate_argnums,) if isinstance(donate_argnums, int) else tuple(donate_argnums)
     if not all(isinstance(number, int) for number in numbers):
@@ -294,7 +299,7 @@ def jit(
             f"numbers, not names."
         )
     if names:
-        known = inspect.signature(fn).parameters
+        known = _signature_of(fn).parameters
         for name in names:
             if name not in known:
                 raise ArgumentError(
@@ -309,13 +314,24 @@ def jit(
     return Jitted(fn, names, numbers, backend, mode)
 
 
+def _signature_of(fn: Callable[..., Any]) -> inspect.Signature:
+    try:
+        return inspect.signature(fn)
+    except ValueError as error:
+        name = getattr(fn, "__name__", fn)
+        raise ArgumentError(
+            f"jit: static_argnames cannot be found in {name}, which does not name its arguments: jit a function of "
+            f"yours that calls it."
+        ) from error
+
+
 def assert_max_traces(n: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
     """Decorator that makes a jitted function fail when it is traced more than `n` times, saying what has changed.
 
     It goes above or below `jit`.
     """
-    if n < 1:
-        raise ArgumentError(f"assert_max_traces: n must be at least 1, got {n}.")
+    if not isinstance(n, int) or n < 1:
+        raise ArgumentError(f"assert_max_traces: n must be an int of at least 1, got {n!r}.")
 
     def limit(fn: Callable[P, R]) -> Callable[P, R]:
         setattr(fn, _LIMIT, n)

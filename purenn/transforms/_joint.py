@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from purenn.transforms._graph import aliased, memory_of
 from purenn.transforms._program import has_no_gradient
 
 _VIEWS = frozenset(
@@ -75,12 +76,26 @@ def _needed(nodes: list[fx.Node], outputs: list[fx.Node], cotangents: set[fx.Nod
         schema = getattr(node.target, "_schema", None)
         if node.op == "call_function" and node not in late and schema is not None and schema.is_mutable:
             needed.add(node)
+    needed |= _read_before_writes(nodes, late)
     for node in reversed(nodes):
         if node in needed:
             needed |= {argument for argument in node.all_input_nodes if argument.op == "call_function"}
     # The parts of an operation with several results stay with it.
     parts = {n for n in nodes if n.target is operator.getitem and n.args[0] in needed}
     return needed | parts
+
+
+def _read_before_writes(nodes: list[fx.Node], late: set[fx.Node]) -> set[fx.Node]:
+    # What reads memory that is written to afterwards, such as the copy that the gradient of a write needs.
+    memory = memory_of(nodes)
+    written: set[fx.Node] = set()
+    readers: set[fx.Node] = set()
+    for node in reversed(nodes):
+        if node.op == "call_function" and node not in late:
+            if any(memory[argument] in written for argument in node.all_input_nodes):
+                readers.add(node)
+            written |= {memory[value] for value, writes in aliased(node) if writes}
+    return readers
 
 
 def _graph(

@@ -16,7 +16,8 @@ import contextlib
 import functools
 import threading
 import types
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import attrs
@@ -74,6 +75,24 @@ def graph_is_differentiated(yes: bool = True) -> Iterator[None]:
         yield
     finally:
         _inside.graph = before
+
+
+def surroundings() -> Callable[[], AbstractContextManager[None]]:
+    """What makes contexts in which gradients are taken as they would be here, for a function that runs again later."""
+    here = vars(_inside).copy()
+
+    @contextlib.contextmanager
+    def again() -> Iterator[None]:
+        before = vars(_inside).copy()
+        vars(_inside).clear()
+        vars(_inside).update(here)
+        try:
+            yield
+        finally:
+            vars(_inside).clear()
+            vars(_inside).update(before)
+
+    return again
 
 
 def is_graph_differentiated() -> bool:
@@ -169,8 +188,10 @@ def _note(item: Any, found: list[Any], seen: set[int]) -> bool:
 def _captured_by(fn: types.FunctionType) -> list[Any]:
     captured = []
     for cell in fn.__closure__ or ():
-        with contextlib.suppress(ValueError):  # a variable that is not yet assigned
+        try:  # in a hot path, where contextlib.suppress shows
             captured.append(cell.cell_contents)
+        except ValueError:  # a variable that is not yet assigned
+            continue
     space = fn.__globals__
     # What the libraries name in their own modules are their own tools.
     if space.get("__name__", "").partition(".")[0] not in _LIBRARIES:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError, GradientError
+from purenn.tree._checks import require_function
 from purenn.tree._holes import HOLE
 from purenn.tree._walk import PARAMETER, Structure, flatten, join, short
 
@@ -118,11 +119,12 @@ def problem(name: str, fn: Callable[..., Any], args: tuple, kwargs: dict, argnum
     """Take a call apart for the transformation `name`.
 
     Raises:
-        ArgumentError: `argnums` names no positional argument, or one twice.
+        ArgumentError: `fn` is no function, or `argnums` names no positional argument, or one twice.
         GradientError: the arguments have nothing to differentiate.
     """
+    require_function(name, fn)
     single = isinstance(argnums, int)
-    positions = (argnums,) if isinstance(argnums, int) else tuple(argnums)
+    positions = tuple(argnums) if isinstance(argnums, Sequence) else (argnums,)
     if not all(isinstance(position, int) for position in positions):
         raise ArgumentError(
             f"{name}: argnums must be the number of a positional argument, or several, got {argnums!r}."
@@ -137,9 +139,18 @@ def problem(name: str, fn: Callable[..., Any], args: tuple, kwargs: dict, argnum
     if len(set(positions)) != len(positions) or not positions:
         raise ArgumentError(f"{name}: argnums must name each argument once, got {argnums}.")
     arguments = tuple([take_apart(args[position]) for position in positions])
+    require_chosen(name, positions, arguments)
+    return Problem(fn, args, kwargs, positions, arguments, single)
+
+
+def require_chosen(name: str, positions: tuple[int, ...], arguments: tuple[Argument, ...]) -> None:
+    """Require that there is something to differentiate.
+
+    Raises:
+        GradientError: there is not; it says why.
+    """
     if not any(argument.chosen for argument in arguments):
         raise GradientError(_nothing_to_differentiate(name, positions, arguments))
-    return Problem(fn, args, kwargs, positions, arguments, single)
 
 
 def _nothing_to_differentiate(name: str, positions: tuple[int, ...], arguments: tuple[Argument, ...]) -> str:

@@ -8,27 +8,30 @@ each task's loss is the gradient of the sum of all of them, so it is taken below
 
 import contextlib
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import (
+    CVmapInterpreterPtr,
     TransformType,
     _add_batch_dim,
     _remove_batch_dim,
-    get_interpreter_stack,
     is_batchedtensor,
     maybe_current_level,
+    peek_interpreter_stack,
 )
-from torch._functorch.pyfunctorch import retrieve_current_functorch_interpreter, temporarily_clear_interpreter_stack
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch._functorch.vmap import vmap_increment_nesting
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
 from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, running
-from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, versions
+from purenn.transforms._leaves import detached, scalar_output, split_aux, versions
 from purenn.transforms._translate import WRITTEN
 
 
@@ -47,11 +50,6 @@ def stacked_tasks(active: bool = True) -> Iterator[None]:
         yield
     finally:
         _stacked.active = before
-
-
-def are_stacked() -> bool:
-    """Whether `stacked_tasks` is active."""
-    return _stacked.active
 
 
 class _Linear(TorchFunctionMode):
@@ -81,8 +79,8 @@ def is_below_transformations() -> bool:
     """Whether plain autograd sees what is computed here, or the tasks of `stacked_tasks`."""
     if not by_plain_autograd():
         return False
-    levels = get_interpreter_stack()
-    return not levels or (_stacked.active and len(levels) == 1 and levels[0].key() == TransformType.Vmap)
+    level = maybe_current_level()
+    return level is None or (_stacked.active and level == 1 and peek_interpreter_stack().key() == TransformType.Vmap)
 
 
 def can_nest() -> bool:
@@ -90,36 +88,39 @@ def can_nest() -> bool:
     return (torch.is_grad_enabled() or is_alone()) and is_below_transformations()
 
 
-def nested_value_and_grad(name: str, problem: Problem, has_aux: bool) -> tuple[Tensor, Any, list[Tensor]]:
-    """Value, auxiliary output and gradients, with their graphs if somebody may want them."""
+def nested_value_and_grad(
+    name: str, call: Callable[[list[Tensor]], Any], values: list[Tensor], has_aux: bool
+) -> tuple[Tensor, Any, list[Tensor]]:
+    """Value, auxiliary output and gradients of a function, with their graphs if somebody may want them."""
     examples, recorded = Examples.around(), not is_alone()
-    given = examples.out_of(problem.values)
+    given = examples.out_of(values)
     before = versions(given)
     with torch.enable_grad():
         leaves = fresh(given)
         with running(), differentiated_again(), examples.linear():
-            value, aux = split_aux(name, problem.call(examples.into(leaves)), has_aux)
+            value, aux = split_aux(name, call(examples.into(leaves)), has_aux)
         (total,) = examples.out_of([scalar_output(name, value)])
         if versions(given) != before:
             wrong, fix = WRITTEN
             raise MutationError(f"{name}: {wrong}. {fix}")
-        gradients = pulled([total.sum()], leaves, None, recorded)
+        roots = [total] if total.requires_grad else []
+        gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
     if not recorded:
         value, aux = value.detach(), detached(aux)
     return value, aux, examples.into(gradients)
 
 
 def pulled(
-    outputs: Sequence[Tensor], leaves: Sequence[Tensor], cotangents: Sequence[Tensor] | None, recorded: bool
+    roots: Sequence[Tensor] | Sequence[GradientEdge],
+    leaves: Sequence[Tensor],
+    cotangents: Sequence[Tensor],
+    recorded: bool,
 ) -> list[Tensor]:
-    """Gradients by plain autograd, of tensors below all transformations; zeros where nothing depends on a leaf."""
-    pairs = zip(outputs, cotangents or [None] * len(outputs), strict=True)
-    reached = [(output, cotangent) for output, cotangent in pairs if output.requires_grad]
+    """Gradients by plain autograd, below all transformations; zeros for leaves that no root depends on."""
     with temporarily_clear_interpreter_stack():
-        if not reached:
+        if not roots:
             return [torch.zeros_like(leaf) for leaf in leaves]
-        roots, given = zip(*reached, strict=True)
-        found = torch.autograd.grad(roots, leaves, given, create_graph=recorded, allow_unused=True)
+        found = torch.autograd.grad(roots, leaves, cotangents, create_graph=recorded, allow_unused=True)
         # torch's own zeros would require grad, as leaves of somebody's graph.
         return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
@@ -154,10 +155,8 @@ class Examples:
 
     @classmethod
     def around(cls) -> "Examples":
-        if maybe_current_level() is None:
-            return cls(0, 0)
-        vmap: Any = retrieve_current_functorch_interpreter()
-        return cls(vmap.level(), vmap.batch_size())
+        level = maybe_current_level()
+        return cls(0, 0) if level is None else cls(level, CVmapInterpreterPtr(peek_interpreter_stack()).batchSize())
 
     def out_of(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of all tasks, the first axis theirs."""
@@ -168,6 +167,27 @@ class Examples:
         """The tensors of one task."""
         level = self.level
         return [_add_batch_dim(tensor, 0, level) for tensor in tensors] if level else list(tensors)
+
+    def apart(self, tensors: Sequence[Tensor]) -> tuple[list[Tensor], list[bool]]:
+        """Tensors of which some are the same for all tasks, the others out of the level, and which these are."""
+        own = [self.level > 0 and is_batchedtensor(tensor) for tensor in tensors]
+        pairs = zip(tensors, own, strict=True)
+        return [self.out_of([tensor])[0] if each else tensor for tensor, each in pairs], own
+
+    def together(self, tensors: Sequence[Tensor], own: Sequence[bool]) -> list[Tensor]:
+        """Such tensors in the level again."""
+        if not self.level:
+            return list(tensors)
+        return [self.into([tensor])[0] if each else tensor for tensor, each in zip(tensors, own, strict=True)]
+
+    @contextlib.contextmanager
+    def again(self) -> Iterator["Examples"]:
+        """Within this context there are the same tasks under a vmap of its own."""
+        if not self.level:
+            yield self
+            return
+        with vmap_increment_nesting(self.size, "error") as level, stacked_tasks():
+            yield Examples(level, self.size)
 
     def linear(self) -> contextlib.AbstractContextManager[Any]:
         """Within this context linear maps of all tasks are batched products; a compiler does that better itself."""

@@ -5,12 +5,14 @@ same operation with other programs, made by differentiating or batching the grap
 branches can be transformed to any order.
 """
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, library
 from torch._C._functorch import TransformType, get_interpreter_stack, get_unwrapped, is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 Tensors = Sequence[Tensor]
 Flat = Callable[..., Tensors]
@@ -73,12 +75,23 @@ class Operation(torch.autograd.Function):
     @staticmethod
     def jvp(ctx: Any, *tangents: Any) -> tuple:
         """The plan's tangents."""
-        return tuple(ctx.plan.push(ctx.saved_tensors[: ctx.given], list(tangents[1:])))
+        with primals(ctx.saved_tensors[: ctx.given]) as tensors:
+            return tuple(ctx.plan.push(tensors, list(tangents[1:])))
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple, plan: Plan, *tensors: Tensor) -> tuple:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The plan's batched form."""
         return plan.batched(info.batch_size, in_dims[1:], tensors)
+
+
+@contextlib.contextmanager
+def primals(saved: Tensors) -> Iterator[list[Tensor]]:
+    """Within the jvp of an autograd.Function: what it has saved, without the tangents of its own level.
+
+    torch switches forward mode off there, that of transformations further out as well, whose tangents would be lost.
+    """
+    with forward_ad._set_fwd_grad_enabled(True):
+        yield [forward_ad.unpack_dual(tensor).primal for tensor in saved]
 
 
 def differentiable(tensors: Tensors) -> list[int]:

@@ -10,7 +10,7 @@ import hashlib
 import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import attrs
 import torch
@@ -23,51 +23,16 @@ from torch.utils._python_dispatch import _disable_current_modes
 
 from purenn.errors import GradientError, TraceError
 from purenn.transforms._captured import rebuilt
-from purenn.transforms._graph import (
-    explained,
-    fake_mode,
-    graph_of,
-    lift_constants,
-    refuse_mutations,
-)
+from purenn.transforms._graph import fake_mode, graph_of, lift_constants, refuse_mutations, write_results
 from purenn.transforms._inline import inlined
 from purenn.transforms._lean import graph_is_differentiated
+from purenn.transforms._like import Like
 from purenn.transforms._recorded import EscapedError, Recorded
 from purenn.transforms._rule_op import LostRuleError, marked_if_foreign
 from purenn.transforms._translate import place
+from purenn.transforms._untraceable import explained
+from purenn.transforms._unused import Shorten, drop_unused, with_results
 from purenn.tree._watch import is_watched
-
-
-class Like(NamedTuple):
-    """What a tensor is like."""
-
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    device: torch.device
-
-    @classmethod
-    def of(cls, tensor: Tensor) -> "Like":
-        """Like a tensor."""
-        return cls(tuple(tensor.shape), tensor.dtype, tensor.device)
-
-    @property
-    def is_differentiable(self) -> bool:
-        """Whether the dtype has derivatives."""
-        return self.dtype.is_floating_point or self.dtype.is_complex
-
-    def batched(self, size: int) -> "Like":
-        """Like many of these."""
-        return self._replace(shape=(size, *self.shape))
-
-    def example(self, *, differentiated: bool) -> Tensor:
-        """A tensor like this, with a graph of autograd if it can have one."""
-        made = torch.empty(self.shape, dtype=self.dtype, device=self.device)
-        return made.requires_grad_().clone() if differentiated and self.is_differentiable else made
-
-    @classmethod
-    def row(cls, tensor: Tensor) -> "Like":
-        """Like an entry of a tensor."""
-        return cls(tuple(tensor.shape[1:]), tensor.dtype, tensor.device)
 
 
 @attrs.define(eq=False)
@@ -90,6 +55,7 @@ class Program:
     back: "Program | None"
     compiler: Callable[..., Callable[..., Sequence[Tensor]]]
     _compiled: Callable[..., Sequence[Tensor]] | None = None
+    _writing: Callable[[Sequence[Tensor], Sequence[Tensor]], Any] | None = None
 
     @property
     def like(self) -> list[Like]:
@@ -103,10 +69,44 @@ class Program:
     def run(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Run the compiled graph. Most programs are steps on the way to others, so it is compiled when first run."""
         if self._compiled is None:
-            graph = inlined(self.graph, _inlined_at)
-            examples = [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")]
-            self._compiled = self.compiler(graph, examples)
+            self._compiled = self._compile(self._lean())
         return self._compiled(*tensors)
+
+    def run_into(self, places: Sequence[Tensor], *tensors: Tensor) -> None:
+        """Run the compiled graph, with the results written into given tensors, none of which it reads."""
+        if self._writing is None:
+            self._writing = self._compile_writing()
+        self._writing(places, tensors)
+
+    def part(self, inputs: Sequence[int], results: Sequence[int]) -> "Program":
+        """The program of some of the results, which takes some of the arguments: all that those need, at least."""
+        graph = with_results(self.graph, results)
+        for n, node in enumerate(graph.graph.find_nodes(op="placeholder")):
+            if n not in inputs:
+                graph.graph.erase_node(node)
+        graph.recompile()
+        name = _name(graph, f"a part of {self.name}")
+        return _once(Program(graph, name, [self.results[n] for n in results], (), None, self.compiler))
+
+    def _compile_writing(self) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:
+        if any(result.device.type != "cpu" for result in self.results):
+            # Graphs of CUDA calls, which a mode of the compiler makes, must not write into arguments. And what is kept
+            # here must not close over the program: tracing looks into all that a function closes over.
+            run = self._compile(self._lean())
+            copy: Any = torch._foreach_copy_  # pyright: ignore[reportPrivateImportUsage]
+            return lambda places, tensors: copy(list(places), list(run(*tensors)))
+        graph = self._lean()
+        write_results(graph)
+        compiled = self._compile(graph)
+        return lambda places, tensors: compiled(*tensors, *places)
+
+    def _lean(self) -> fx.GraphModule:
+        graph = inlined(self.graph, _inlined_at)
+        drop_unused(graph, SHORTENED)
+        return graph
+
+    def _compile(self, graph: fx.GraphModule) -> Callable[..., Sequence[Tensor]]:
+        return self.compiler(graph, [node.meta["val"] for node in graph.graph.find_nodes(op="placeholder")])
 
 
 # By operation, a function of its arguments that transformations can see through.
@@ -115,6 +115,10 @@ TRANSFORMABLE: dict[Any, Callable[..., Any]] = {}
 
 # By operation that only derivatives and batches see, which of its arguments names the program to run for its first one.
 INLINED: dict[Any, int] = {}
+
+
+# By operation, a function that makes a shorter call of it; see `drop_unused`.
+SHORTENED: dict[Any, Shorten] = {}
 
 
 def _inlined_at(node: fx.Node) -> fx.GraphModule | None:
@@ -264,7 +268,11 @@ def close(
     results = [node.meta["val"] for node in returned]
     kind = f"{tracing.kind} {kept} {back.name if back else None}"
     made = Program(graph, _name(graph, kind), results, kept, back, tracing.compiler)
-    return _PROGRAMS.setdefault(made.name, made), [*outer, *constants]
+    return _once(made), [*outer, *constants]
+
+
+def _once(made: Program) -> Program:
+    return _PROGRAMS.setdefault(made.name, made)
 
 
 def has_no_gradient(node: fx.Node) -> bool:

@@ -11,6 +11,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError, GradientError
 from purenn.random import strict
+from purenn.transforms._lean import surroundings
+from purenn.tree._checks import require_function
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,6 +55,7 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
         >>> pn.grad(lambda w: f(w, torch.tensor(0.0)))(torch.tensor(2.0))
         tensor(0.)
     """
+    require_function("remat", fn)
     if policy not in (None, "products"):
         raise ArgumentError(f"remat: policy must be 'products' or None, got {policy!r}.")
     contexts = _keeping_products if policy == "products" else _keeping_nothing
@@ -67,8 +70,8 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
         try:
             return checkpoint(fn, *args, use_reentrant=False, context_fn=contexts, **kwargs)
         except RuntimeError as error:
-            # torch.func refuses to run within what torch's checkpoint is made of.
-            if "support saved tensor hooks" not in str(error):
+            # torch.func refuses to run within what torch's checkpoint is made of; a transformation inside explains it.
+            if not any("support saved tensor hooks" in str(text) for text in (error, error.__cause__)):
                 raise
             transforms_inside = True
         with strict(enabled=False):
@@ -96,6 +99,8 @@ class _Again(AbstractContextManager[None]):
         self._inner = inner
         self._times = times
         self._open: list[ExitStack] = []
+        # A gradient within the function is taken as it was, or other values than those would be kept.
+        self._around = surroundings()
 
     def __enter__(self) -> None:
         if self._times == 0:
@@ -106,6 +111,7 @@ class _Again(AbstractContextManager[None]):
         self._times = None if self._times is None else self._times - 1
         stack = ExitStack()
         stack.enter_context(self._inner)
+        stack.enter_context(self._around())
         stack.enter_context(strict(enabled=False))
         self._open.append(stack)
 

@@ -1,5 +1,6 @@
 """Loops over the leading axis of trees, written once and compiled once."""
 
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,10 +9,11 @@ import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError, ShapeError, TransformError
-from purenn.transforms._carry import require_alike, require_tensors
+from purenn.transforms._carry import is_alike, require_alike, require_tensors
 from purenn.transforms._graph import fake_mode
+from purenn.transforms._like import Like
 from purenn.transforms._operation import empty
-from purenn.transforms._program import Like, Tracing, close, current_tracing, tracing_for, writes_programs
+from purenn.transforms._program import Tracing, close, current_tracing, tracing_for, writes_programs
 from purenn.transforms._remat import remat as rematerialised
 from purenn.transforms._scan_op import scan_tensors
 from purenn.tree._walk import Structure, flatten, quoted, short, unflatten
@@ -28,7 +30,7 @@ def scan(
     *,
     reverse: bool = False,
     remat: bool = False,
-    unroll: bool = False,
+    unroll: bool | int = False,
 ) -> tuple[C, Any]:
     """Run a body over the leading axis of a tree, handing a value on from step to step.
 
@@ -45,15 +47,16 @@ def scan(
         reverse: whether to go from the last entry to the first. The stacked results stay in the order of `xs`.
         remat: whether gradients keep only the carry of each step and compute the rest again: always under `pn.jit`, in
             eager where `pn.remat` does.
-        unroll: whether `pn.jit` shall write all steps out: longer to compile, faster for a few small steps.
+        unroll: how many steps `pn.jit` writes out to one that it compiles, or True for all: longer to compile, and
+            faster where steps are small. Default: False, one.
 
     Returns:
         The last carry and the stacked results.
 
     Raises:
         ShapeError: the leading axes differ, or a tensor has none.
-        StructureError: the new carry does not look like the old one.
-        ArgumentError: there is nothing that says how many steps there are.
+        StructureError: the new carry does not look like the old one, or a result not like that of the first step.
+        ArgumentError: there is nothing that says how many steps there are, or `unroll` is no number of steps.
         TransformError: the body returns no pair.
 
     Example:
@@ -64,22 +67,77 @@ def scan(
     require_tensors("scan", carry)
     leaves, structure = flatten(xs)
     steps = _length(leaves, structure, length)
-    if not steps or (writes_programs() and not unroll):
+    group = _group(unroll)
+    if not steps or (writes_programs() and group == 1):
         return _as_operation(body, carry, leaves, structure, steps, reverse=reverse, remat=remat)
+    if writes_programs() and group < steps:
+        return _in_groups(body, carry, leaves, structure, steps, int(group), reverse=reverse, remat=remat)
     step = rematerialised(body) if remat else body
     rows = [leaf.unbind(0) if isinstance(leaf, Tensor) else [leaf] * steps for leaf in leaves]
-    results: list[list[Any]] = []
-    spec: Any = None
+    start = carry
+    results: list[tuple[list[Any], Any]] = []
     for n in range(steps - 1, -1, -1) if reverse else range(steps):
-        before = carry
         carry, y = _pair(step(carry, structure.rebuild([row[n] for row in rows])))
-        if spec is None:
-            _require_alike(before, carry)
-        values, spec = optree.tree_flatten(y)
-        results.append(values)
-    columns = zip(*(reversed(results) if reverse else results), strict=True)
+        if not results:
+            _require_alike(start, carry)
+        results.append(optree.tree_flatten(y))
+        _require_same_kind(results[0], results[-1])
+    _require_alike(start, carry)
+    _, spec = results[0]
+    columns = zip(*[values for values, _ in (reversed(results) if reverse else results)], strict=True)
     stacked = [torch.stack(column) if isinstance(column[0], Tensor) else column[0] for column in columns]
     return carry, unflatten(spec, stacked)
+
+
+def _require_same_kind(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> None:
+    if one[1] != other[1] or not all(map(is_alike, one[0], other[0])):
+        first, second = (unflatten(spec, values) for values, spec in (one, other))
+        require_alike("scan", first, second, "that of its first step", "what the body collects")
+
+
+def _group(unroll: bool | int) -> float:
+    if not isinstance(unroll, int) or (unroll < 1 and unroll is not False):
+        raise ArgumentError(f"scan: unroll must be True, False or a number of steps of at least 1, got {unroll!r}.")
+    return math.inf if unroll is True else max(unroll, 1)
+
+
+def _in_groups(
+    body: Body[C],
+    carry: C,
+    leaves: list[Any],
+    structure: Structure,
+    length: int,
+    size: int,
+    *,
+    reverse: bool,
+    remat: bool,
+) -> tuple[C, Any]:
+    # As many steps as make whole groups are a loop over groups that are written out, those that remain are written out.
+    groups, others = divmod(length, size)
+
+    def part(start: int, count: int, *shape: int) -> Any:
+        parts = [x.narrow(0, start, count) if isinstance(x, Tensor) else x for x in leaves]
+        return structure.rebuild([x.unflatten(0, shape) if shape and isinstance(x, Tensor) else x for x in parts])
+
+    def group(carry: C, rows: Any) -> tuple[C, Any]:
+        return scan(body, carry, rows, size, reverse=reverse, unroll=True)
+
+    def whole(carry: C) -> tuple[C, Any]:
+        xs = part(0, groups * size, groups, size)
+        carry, ys = scan(group, carry, xs, groups, reverse=reverse, remat=remat)
+        return carry, optree.tree_map(lambda y: y.flatten(0, 1) if isinstance(y, Tensor) else y, ys)
+
+    def remaining(carry: C) -> tuple[C, Any]:
+        return scan(body, carry, part(groups * size, others), others, reverse=reverse, remat=remat, unroll=True)
+
+    stages, results = [whole, remaining] if others else [whole], []
+    for stage in reversed(stages) if reverse else stages:
+        carry, ys = stage(carry)
+        results.append(ys)
+    if not others:
+        return carry, results[0]
+    first, last = reversed(results) if reverse else results
+    return carry, optree.tree_map(lambda a, b: torch.cat([a, b]) if isinstance(a, Tensor) else a, first, last)
 
 
 def _as_operation(
@@ -117,6 +175,8 @@ def _as_operation(
 
 
 def _length(leaves: list[Any], structure: Structure, length: int | None) -> int:
+    if not isinstance(length, int | torch.SymInt | None):
+        raise ArgumentError(f"scan: length must be an int, got {short(length)}.")
     sizes: dict[int, str] = {} if length is None else {length: f"length={length}"}
     for path, leaf in zip(structure.paths, leaves, strict=True):
         if not isinstance(leaf, Tensor):

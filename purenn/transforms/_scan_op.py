@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, library
 
 from purenn.transforms._joint import divide
+from purenn.transforms._like import Like
 from purenn.transforms._operation import (
     LIBRARY,
     Operation,
@@ -16,7 +17,6 @@ from purenn.transforms._operation import (
     batched,
     differentiable,
     empty,
-    independent,
     may_be_differentiated,
     moved,
     placed,
@@ -27,7 +27,8 @@ from purenn.transforms._operation import (
     value_and_pull,
     zeros_like,
 )
-from purenn.transforms._program import TRANSFORMABLE, Like, Program, close, program
+from purenn.transforms._program import SHORTENED, TRANSFORMABLE, Program, close, program
+from purenn.transforms._scan_run import run_scan, shortened
 
 Step = Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensors]
 
@@ -199,21 +200,6 @@ class _Scan:
         return close("scan", shared_summed(many, each), [*like, *added])[0]
 
 
-def _run(
-    carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, remat: bool, step: str
-) -> list[Tensor]:
-    made, given = program(step), carry
-    count, rows = len(carry), [x.unbind(0) for x in xs]
-    stacked = [empty(result, length) for result in made.results[count:]]
-    places = [tensor.unbind(0) for tensor in stacked]
-    for n in range(length - 1, -1, -1) if reverse else range(length):
-        results = made.run(*carry, *[row[n] for row in rows], *constants)
-        carry = results[:count]
-        for place, result in zip(places, results[count:], strict=True):
-            place[n].copy_(result)
-    return [*independent(carry, [*xs, *constants, *given]), *stacked]
-
-
 def _applied(
     carry: Tensors, xs: Tensors, constants: Tensors, length: int, reverse: bool, remat: bool, step: str
 ) -> Tensors:
@@ -254,8 +240,9 @@ def _backward(ctx: Any, cotangents: list[Any]) -> tuple:
 LIBRARY.define(
     "scan(Tensor[] carry, Tensor[] xs, Tensor[] constants, int length, bool reverse, bool remat, str step) -> Tensor[]"
 )
-LIBRARY.impl("scan", _run, "CompositeExplicitAutograd")
+LIBRARY.impl("scan", run_scan, "CompositeExplicitAutograd")
 TRANSFORMABLE[torch.ops.purenn.scan.default] = _applied
+SHORTENED[torch.ops.purenn.scan.default] = shortened
 library.register_fake("purenn::scan", _fake, lib=LIBRARY)
 # For gradients that are asked for outside of the jitted function: the compiler differentiates its graph.
 library.register_autograd("purenn::scan", _backward, setup_context=_setup, lib=LIBRARY)

@@ -13,12 +13,14 @@ import torch
 from purenn.errors import BatchingError, GradientError, MutationError, PurennError, TransformError
 
 _OURS = (str(Path(__file__).parents[1]), os.path.dirname(torch.__file__))
+_PYTHON = Path(os.__file__).parent
 
 
 def place(error: BaseException) -> str:
     """The user's line on which an exception arose, as `` at model.py:12 (`x.add_(1)`)``; empty if there is none."""
     for frame in reversed(traceback.extract_tb(error.__traceback__)):
-        if frame.filename.startswith(_OURS) or frame.lineno is None or "optree" in Path(frame.filename).parts:
+        file = Path(frame.filename)
+        if frame.filename.startswith(_OURS) or frame.lineno is None or "optree" in file.parts or file.parent == _PYTHON:
             continue
         line = linecache.getline(frame.filename, frame.lineno).strip()
         return f" at {os.path.basename(frame.filename)}:{frame.lineno}" + (f" (`{line}`)" if line else "")
@@ -44,8 +46,7 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         *WRITTEN,
     ),
     (
-        r"vmap: It looks like you're attempting to use a Tensor in some data-dependent control flow|"
-        r"vmap: It looks like you're calling \.item\(\) on a Tensor",
+        r"vmap: It looks like you're .*(data-dependent control flow|calling \.item\(\) on a Tensor)",
         BatchingError,
         "the function asks for the value of a batched tensor (`if`, `while`, bool(), int() or .item())",
         "The value differs from example to example: use torch.where(condition, a, b), or keep the number as a tensor.",
@@ -103,7 +104,9 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         "Give it a jvp staticmethod, write the rule with pn.custom_jvp, or use reverse mode (pn.vjp, pn.jacrev).",
     ),
     (
-        r"Batching rule not implemented for (?P<operation>[\w:.]*\w)",
+        r"Batching rule not implemented for (?P<operation>[\w:.]*\w)|"
+        r"vmap: we do not yet support (?P<other>[\w:.]*\w)|"
+        r"vmap over (?P<third>torch\.\w+) isn't supported yet",
         BatchingError,
         "torch has no batching rule for {operation}",
         "Use the layer of purenn.layers for this operation, or write it in operations that have one.",
@@ -120,7 +123,8 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         *WRITTEN_OUTSIDE,
     ),
     (
-        r"functions with out=\.\.\. arguments don't support automatic differentiation",
+        r"functions with out=\.\.\. arguments don't support automatic differentiation|"
+        r"does not support it because it is an out= function",
         MutationError,
         "the function writes into a tensor by out=, which has no derivative",
         "Use the result of the call instead.",
@@ -130,6 +134,51 @@ _KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         TransformError,
         "the function calls requires_grad_() on a tensor that is being transformed",
         "Take derivatives within it with pn.grad or pn.vjp; they nest.",
+    ),
+    (
+        r"backward\(\) called inside a functorch transform|"
+        r"element 0 of tensors does not require grad and does not have a grad_fn",
+        TransformError,
+        "the function calls backward() or torch.autograd.grad, which see no tensor here that requires a gradient",
+        "Take derivatives within it with pn.grad or pn.vjp; they nest.",
+    ),
+    (
+        r"You are attempting to call Tensor\.retain_grad\(\)",
+        TransformError,
+        "the function calls retain_grad() on a tensor that is being transformed",
+        "Gradients of intermediate values come from pn.perturb.",
+    ),
+    (
+        r"mutating directly with `\.data`|accessing `data` under vmap|Can't detach views in-place",
+        TransformError,
+        "the function uses x.data, or detaches in place (x.detach_(), torch.tensor(x))",
+        "Give the new value a name of its own: y = x + d, or y = x.detach().",
+    ),
+    (
+        r"cannot resize variables that (require grad|has a forward grad)",
+        MutationError,
+        "the function resizes a tensor in place that is being differentiated",
+        "Make a new one: x[:n], x.reshape(shape) or torch.cat.",
+    ),
+    (
+        r"Cannot access storage of (BatchedTensorImpl|TensorWrapper)|"
+        r"Only Tensors created explicitly by the user \(graph leaves\) support the deepcopy protocol",
+        TransformError,
+        "the function asks for the storage of a tensor that is being transformed (copy.deepcopy, pickle, torch.save)",
+        "Copy by x.clone(); tensors are never changed here, so a copy is seldom needed.",
+    ),
+    (
+        r"don't yet support saved tensor hooks|use_reentrant=True, torch.utils.checkpoint is incompatible",
+        TransformError,
+        "the function uses torch.utils.checkpoint, or other hooks of saved tensors, which torch.func does not know",
+        "Recompute with pn.remat.",
+    ),
+    (
+        r"Trying to use forward AD with (?P<operation>[\w:.]*\w) that does not support it",
+        GradientError,
+        "torch has no derivative in forward mode for {operation}",
+        "Use reverse mode (pn.vjp, pn.jacrev; pn.jacrev(pn.grad(f)) is a Hessian), or write it in operations that have "
+        "one.",
     ),
     (
         r"Can't call numpy\(\) on Tensor that requires grad",

@@ -9,6 +9,7 @@ from torch import Tensor, library
 
 from purenn.errors import GradientError
 from purenn.transforms._branch_op import select
+from purenn.transforms._like import Like
 from purenn.transforms._operation import (
     LIBRARY,
     Flat,
@@ -23,7 +24,7 @@ from purenn.transforms._operation import (
     push,
     tangents_at,
 )
-from purenn.transforms._program import TRANSFORMABLE, Like, Program, close, program
+from purenn.transforms._program import TRANSFORMABLE, Program, close, program
 
 
 def while_tensors(test: Flat, step: Flat, carry: Tensors, constants: Tensors = ()) -> Tensors:

@@ -99,13 +99,13 @@ def _apply_marked(fn: Callable[..., Any], p: Any, args: tuple, kwargs: dict) -> 
     marks = getattr(p, "_marks", None)
     if marks is None or not (marks.tied or marks.watched is not None):
         return fn(p, *args, **kwargs)
-    path = marks.watched if known is not None and known.raw is fn else None
-    if path is not None:
-        begun(path, args)
+    watched = marks.watched if known is not None and known.raw is fn else None
+    if watched is not None:
+        begun(watched, args)
     out = fn(resolved(p) if marks.tied else p, *args, **kwargs)
     y, new = out if is_stateful(p) else (out, None)
-    if path is not None:
-        y = shown(path, y)
+    if watched is not None:
+        y = shown(watched, y)
     if new is None:
         return y
     return y, tie_like(new, p) if marks.tied else new

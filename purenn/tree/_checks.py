@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from purenn.errors import ContainerError
+from purenn.errors import ArgumentError, ContainerError
 from purenn.tree._fields import STATIC, is_container
 
 
@@ -27,7 +27,7 @@ def checked(cls: type, name: str, kind: str, value: Any) -> Any:
         if not torch.compiler.is_compiling():
             _require_hashable(cls, name, value)
         return value
-    return stored(f"{cls.__name__}.{name}", value)
+    return value if isinstance(value, Tensor) else stored(f"{cls.__name__}.{name}", value)
 
 
 def stored(place: str, value: Any) -> Any:
@@ -65,6 +65,16 @@ def a_or_an(value: Any) -> str:
     """The name of a value's class with its article, for messages."""
     name = type(value).__name__
     return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+
+
+def require_function(name: str, fn: Any) -> None:
+    """Check what the transformation `name` is asked to transform.
+
+    Raises:
+        ArgumentError: it cannot be called.
+    """
+    if not callable(fn):
+        raise ArgumentError(f"{name}: a function is transformed, got {a_or_an(fn)}: write f, not f(x).")
 
 
 def _kind_of(value: Any) -> str:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from purenn.tree._map import first_difference
-from purenn.tree._walk import short
+from purenn.tree._walk import fits, short
 
 
 @attrs.frozen
@@ -46,7 +46,7 @@ def allclose(a: Any, b: Any, *, rtol: float = 1e-5, atol: float = 1e-8, equal_na
 
 
 def _compare(a: Any, b: Any, tolerance: tuple[float, float, bool] | None) -> Comparison:
-    if optree.tree_structure(a) != optree.tree_structure(b):
+    if not fits(optree.tree_structure(a), optree.tree_structure(b)):
         where, reason = first_difference(a, b, ())
         return Comparison(False, where.strip("'") if where != "the top" else "", reason)
     for number, (x, y) in enumerate(zip(optree.tree_leaves(a), optree.tree_leaves(b), strict=True)):

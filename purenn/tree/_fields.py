@@ -51,18 +51,22 @@ def static(
     return attrs.field(default=default, factory=factory, metadata={KIND: STATIC}, **options)
 
 
+# The position of a watcher, and the path of the container for it.
+Watched = tuple[tuple[int, str], ...]
+
+
 class Marks(NamedTuple):
     """What is recorded about the fields of one container: part of its structure, kept by every transformation.
 
     Attributes:
         frozen: dotted paths, relative to the container, of leaves that are not trained.
         tied: whether an `Alias` below this container refers to a leaf below it.
-        watched: the path of this container if its output is watched while a function runs, otherwise None.
+        watched: if the container's output is watched while a function runs, by which watchers, and its path for each.
     """
 
     frozen: frozenset[str] = frozenset()
     tied: bool = False
-    watched: str | None = None
+    watched: Watched | None = None
 
     def __repr__(self) -> str:
         return f"Marks(frozen={{{', '.join(sorted(self.frozen))}}}, tied={self.tied})"
@@ -87,11 +91,6 @@ class Spec:
     by_alias: dict[str, str] | None
     #: The functions of the class's properties, by name.
     getters: dict[str, Callable[[Any], Any]] = attrs.field(factory=dict)
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All slots of an instance: children, static fields, marks."""
-        return (*self.dynamic, *self.static, "_marks")
 
 
 def spec_of(value: Any) -> Spec | None:

@@ -9,7 +9,7 @@ import torch
 from purenn.errors import StructureError
 from purenn.tree._checks import a_or_an
 from purenn.tree._holes import HOLE
-from purenn.tree._walk import flatten, one_level, same_structure, unflatten
+from purenn.tree._walk import fits, flatten, one_level, same_structure, unflatten
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ def map(f: Callable[..., Any], tree: T, /, *rest: Any) -> T:
     flat = [flatten_with_holes(one) for one in trees]
     spec = flat[0][1]
     for other, (_, other_spec) in zip(rest, flat[1:], strict=True):
-        if not same_structure(other_spec, spec):
+        if not fits(other_spec, spec):
             raise structures_differ("map", filled(tree), filled(other))
     columns = zip(*(values for values, _ in flat), strict=True)
     return unflatten(spec, [items[0] if any(item is HOLE for item in items) else f(*items) for items in columns])

@@ -12,13 +12,13 @@ from purenn.tree._ties import aliases_of
 from purenn.tree._walk import (
     Entries,
     Structure,
+    fits,
     flatten,
     is_trainable,
     join,
     one_level,
     parse,
     quoted,
-    same_structure,
     unflatten,
 )
 
@@ -93,7 +93,7 @@ def combine(first: T, *others: T) -> T:
     flat = [flatten_with_holes(tree) for tree in (first, *others)]
     spec = flat[0][1]
     for other, (_, other_spec) in zip(others, flat[1:], strict=True):
-        if not same_structure(other_spec, spec):
+        if not fits(other_spec, spec):
             raise structures_differ("combine", filled(first), filled(other))
     combined = []
     for number, items in enumerate(zip(*(values for values, _ in flat), strict=True)):

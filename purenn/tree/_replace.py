@@ -36,17 +36,16 @@ def replace(p: C, /, **changes: Any) -> C:
     cls = type(p)
     if spec.by_alias is None:
         return p.__replace__(**changes)  # pyright: ignore[reportAttributeAccessIssue]
-    for name in changes:
-        if name not in spec.kinds:
+    kinds = spec.kinds
+    for name, value in changes.items():
+        if name not in kinds:
             raise ContainerError(
                 f"{cls.__name__} has no field '{name}'; its fields are: {', '.join(a.name for a in spec.fields)}."
             )
+        changes[name] = checked(cls, name, kinds[name], value)
     new = object.__new__(cls)
-    for name in spec.names:
-        if name in changes:
-            object.__setattr__(new, name, checked(cls, name, spec.kinds[name], changes[name]))
-        else:
-            object.__setattr__(new, name, getattr(p, name))
+    for name in kinds:
+        object.__setattr__(new, name, changes[name] if name in changes else getattr(p, name))
     return new
 
 

@@ -10,7 +10,7 @@ import attrs
 import torch
 
 from purenn.errors import ArgumentError, SelectionError
-from purenn.tree._checks import stored
+from purenn.tree._checks import a_or_an, stored
 from purenn.tree._walk import Entries, join, node_at, one_level, quoted, rebuild_at, short
 
 T = TypeVar("T")
@@ -177,10 +177,17 @@ def chosen(name: str, tree: T, selection: Callable[[Selection[T]], Selection[T]]
     """What a function `name` is asked to work on: path patterns, or a function of ``select(tree)``.
 
     Raises:
+        ArgumentError: the function returns no selection.
         SelectionError: nothing is selected.
     """
     start = select(tree)
-    return (selection(start) if callable(selection) else start.paths(selection)).require(name)
+    found = selection(start) if callable(selection) else start.paths(selection)
+    if not isinstance(found, Selection):
+        raise ArgumentError(
+            f"{name}: the function that selects must return a selection, as lambda s: s.instances(Linear), got "
+            f"{a_or_an(found)}."
+        )
+    return found.require(name)
 
 
 def _nodes(node: Any, entries: Entries) -> list[tuple[Entries, Any]]:

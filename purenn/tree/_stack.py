@@ -9,7 +9,7 @@ from torch import Tensor
 from purenn.errors import ArgumentError, StructureError
 from purenn.tree._checks import a_or_an
 from purenn.tree._map import structures_differ
-from purenn.tree._walk import flatten, quoted, same_structure, short
+from purenn.tree._walk import fits, flatten, quoted, short
 
 T = TypeVar("T")
 
@@ -33,7 +33,7 @@ def stack(trees: Sequence[T], *, dim: int = 0) -> T:
     flat = [flatten(tree) for tree in trees]
     structure = flat[0][1]
     for other, (_, other_structure) in zip(trees[1:], flat[1:], strict=True):
-        if not same_structure(other_structure.spec, structure.spec):
+        if not fits(other_structure.spec, structure.spec):
             raise structures_differ("stack", trees[0], other)
     columns = zip(*(values for values, _ in flat), strict=True)
     return structure.rebuild(

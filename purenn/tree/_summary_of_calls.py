@@ -77,8 +77,9 @@ def calls_of(p: Any, inputs: tuple[Any, ...], options: dict[str, Any]) -> list[C
 
         everything: Any = (p, inputs, options)
         model, arguments, given = optree.tree_map(_without_data, everything)
+        marked = watched(model, set(calls))
         with watching(end, begin):
-            watched(model, set(calls))(*arguments, **given)
+            marked(*arguments, **given)
     return list(calls.values())
 
 

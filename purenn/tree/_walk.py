@@ -126,6 +126,16 @@ def same_structure(one: Any, other: Any) -> bool:
     return all(same_structure(a, b) for a, b in zip(one.children(), other.children(), strict=True))
 
 
+def fits(one: Any, other: Any) -> bool:
+    """Whether two optree structures are equal if a module that carries a container counts as that container."""
+    return same_structure(one, other) or same_structure(_without_modules(one), _without_modules(other))
+
+
+def _without_modules(spec: optree.PyTreeSpec) -> optree.PyTreeSpec:
+    # Modules that are taken apart are put together as their containers.
+    return optree.tree_structure(unflatten(spec, [0] * spec.num_leaves))
+
+
 class Structure(NamedTuple):
     """What is the same for all trees of one structure; made once, then looked up."""
 

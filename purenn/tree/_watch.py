@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
-from purenn.tree._fields import changed_marks, is_container
+from purenn.tree._fields import Watched, changed_marks, is_container
 from purenn.tree._replace import replace
 from purenn.tree._walk import Entries, join, one_level
 
@@ -21,44 +21,51 @@ class _Watchers(NamedTuple):
     before: Callable[[str, tuple[Any, ...]], None] | None
 
 
-_watcher: ContextVar[_Watchers | None] = ContextVar("purenn_watcher", default=None)
+# The outer ones first. A mark names its watcher by the position here.
+_active: ContextVar[tuple[_Watchers, ...]] = ContextVar("purenn_watchers", default=())
 
 
 @contextmanager
 def watching(after: Watcher, before: Callable[[str, tuple[Any, ...]], None] | None = None) -> Iterator[None]:
-    """While the block runs, every marked layer's output becomes ``after(path, output)``.
+    """While the block runs, the output of every layer that was marked just before becomes ``after(path, output)``.
 
     Args:
-        after: called with each output.
+        after: called with each output. Of an outer watcher that watches the same layer it is called later.
         before: called as ``before(path, inputs)`` when a layer begins.
     """
-    token = _watcher.set(_Watchers(after, before))
+    token = _active.set((*_active.get(), _Watchers(after, before)))
     try:
         yield
     finally:
-        _watcher.reset(token)
+        _active.reset(token)
 
 
 def is_watched() -> bool:
     """Whether a watcher is active."""
-    return _watcher.get() is not None
+    return bool(_active.get())
 
 
-def begun(path: str, inputs: tuple[Any, ...]) -> None:
-    """Tell the active watcher that a marked layer begins."""
-    watchers = _watcher.get()
-    if watchers is not None and watchers.before is not None:
-        watchers.before(path, inputs)
+def begun(marks: Watched, inputs: tuple[Any, ...]) -> None:
+    """Tell the watchers of a marked layer that it begins."""
+    for watchers, path in _watchers_of(marks):
+        if watchers.before is not None:
+            watchers.before(path, inputs)
 
 
-def shown(path: str, output: Any) -> Any:
-    """A marked layer's output as the active watcher wants it."""
-    watchers = _watcher.get()
-    return output if watchers is None else watchers.after(path, output)
+def shown(marks: Watched, output: Any) -> Any:
+    """A marked layer's output as its watchers want it."""
+    for watchers, path in _watchers_of(marks):
+        output = watchers.after(path, output)
+    return output
+
+
+def _watchers_of(marks: Watched) -> list[tuple[_Watchers, str]]:
+    active = _active.get()
+    return [(active[position], path) for position, path in reversed(marks) if position < len(active)]
 
 
 def watched(tree: Any, places: set[Entries]) -> Any:
-    """A copy of a tree in which the containers at some places are marked."""
+    """A copy of a tree in which the containers at some places are marked for the next `watching`."""
     return _marked(tree, (), places)
 
 
@@ -71,12 +78,14 @@ def _marked(node: Any, here: Entries, places: set[Entries]) -> Any:
     pairs = zip(level.entries, level.children, strict=True)
     new = level.rebuild([_marked(child, (*here, entry), places) for entry, child in pairs])
     if here in places:
-        object.__setattr__(new, "_marks", changed_marks(new._marks, watched=join(here)))
+        before = () if new._marks is None else new._marks.watched or ()
+        marks = (*before, (len(_active.get()), join(here)))
+        object.__setattr__(new, "_marks", changed_marks(new._marks, watched=marks))
     return new
 
 
 def unwatched(tree: Any) -> Any:
-    """A tree without the marks of `watched`; the same object if it has none."""
+    """A tree without the marks of the last `watched`; the same object if it has none."""
     level = one_level(tree)
     if level is None:
         return tree
@@ -86,6 +95,7 @@ def unwatched(tree: Any) -> Any:
     marks = tree._marks if is_container(tree) else None
     if marks is None or marks.watched is None:
         return tree
+    outer = tuple([mark for mark in marks.watched if mark[0] < len(_active.get())])
     plain = replace(tree)
-    object.__setattr__(plain, "_marks", changed_marks(marks, watched=None))
+    object.__setattr__(plain, "_marks", changed_marks(marks, watched=outer or None))
     return plain

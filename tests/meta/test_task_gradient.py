@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 import bridge
 import purenn as pn
-from purenn.errors import ArgumentError, BatchingError
+from purenn.errors import ArgumentError, BatchingError, GradientError
 from purenn.layers import Conv1d
 
 WAYS = ["auto", "vmap", "sum", "loop"]
@@ -45,7 +45,7 @@ def test_ways(device: torch.device, how: Any, chunk: int | None) -> None:
 
 @pytest.mark.parametrize("how", ["vmap", "sum"])
 def test_compiled_steps_take_the_data_only(device: torch.device, how: Any) -> None:
-    """A scanned inner loop and its gradient carry what changes; all that every step gets besides is the task's data."""
+    """A scanned inner loop carries what changes; besides, a step gets the task's data, and its gradient the inputs."""
     p, data = network(device), tasks(device)
     graphs: list[fx.GraphModule] = []
 
@@ -58,7 +58,7 @@ def test_compiled_steps_take_the_data_only(device: torch.device, how: Any) -> No
     scan = torch.ops.purenn.scan.default
     loops = [node for graph in graphs for node in graph.graph.nodes if node.target is scan]
     constants: list[Any] = [loop.args[2] for loop in loops]
-    assert [len(given) for given in constants] == [2, 2]
+    assert [len(given) for given in constants] == [2, 1]
 
 
 @pytest.mark.parametrize("how", WAYS)
@@ -222,6 +222,27 @@ def test_auto(caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.messages == [
         "meta.grad: how='auto' takes 'loop': a task runs 1 convolutions on the CPU, where grouped ones are slow."
     ]
+
+
+@pytest.mark.parametrize("how", ["auto", "vmap", "sum", "loop"])
+def test_losses_are_scalars(device: torch.device, how: Any) -> None:
+    """What is no scalar is refused in every way, also where the losses of the tasks are added up."""
+    p, data = network(device), tasks(device)
+    for made, text in (
+        (
+            lambda value: value[None],
+            "meta.grad: the function must return a scalar tensor, got f64[1]. Reduce it with .mean() or .sum(), or use "
+            "pn.jacrev for the derivatives of every element.",
+        ),
+        (lambda _: None, "meta.grad: the function must return a scalar tensor, got a NoneType."),
+        (
+            lambda value: (value, value),
+            "meta.grad: the function must return a scalar tensor, got a tuple. Return it together with has_aux=True.",
+        ),
+    ):
+        with pytest.raises(GradientError) as error:
+            pn.meta.grad(lambda *args, made=made: made(maml(*args)), how)(p, *data)
+        assert str(error.value) == text
 
 
 def test_errors(device: torch.device) -> None:

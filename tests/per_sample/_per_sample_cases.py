@@ -263,6 +263,30 @@ def overlapping_slices(device: torch.device) -> Case:
 
 
 @case
+def repeated_elements(device: torch.device) -> Case:
+    p = {"a": draw(device, 2, 4), "b": draw(device, 7, seed=3), "c": draw(device, 9, seed=4), "d": draw(device, 1, 4)}
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        windows, strided = p["b"].unfold(0, 4, 1), p["c"].as_strided((3, 4), (2, 1))
+        weights = p["a"].repeat_interleave(2, 0), windows, strided, p["d"].expand(3, 4)
+        return squares(torch.cat([F.linear(x, weight) for weight in weights]))
+
+    return Case(f, p, (draw(device, EXAMPLES, 4),), dict.fromkeys("abcd", M))
+
+
+@case
+def views_of_results(device: torch.device) -> Case:
+    p = {"t": draw(device, 2, 3, 4), "w": draw(device, 3, 4, seed=3)}
+    mix, kernel = draw(device, 5, 4, seed=5), draw(device, 3, 1, 2, seed=6)
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        mixed, smoothed = F.linear(p["t"], mix), F.conv1d(p["w"], kernel, groups=3)
+        return squares(F.linear(x, mixed[1])) + squares(F.linear(x[:3], smoothed))
+
+    return Case(f, p, (draw(device, EXAMPLES, 5),), dict.fromkeys("tw", M))
+
+
+@case
 def einsums(device: torch.device) -> Case:
     p = {"m": draw(device, 4, 3), "heads": draw(device, 2, 3, 4, seed=3), "many": draw(device, 3, 3, 3, seed=4)}
 
@@ -376,6 +400,55 @@ def written_in_place(device: torch.device) -> Case:
         return squares(g.T @ p["w"]) + squares(e.add_(h))
 
     return Case(f, p, (draw(device, EXAMPLES, 3, 4), whole(device, 9, EXAMPLES, 3)), {"w": M, "m": M})
+
+
+@case
+def rows_written_in_place(device: torch.device) -> Case:
+    p = {"w": draw(device, 4, 5), "b": draw(device, 4, seed=3)}
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        h = F.linear(x[None], p["w"], p["b"])
+        h[:, 1] += x[0]
+        h.mul_(p["b"]).relu_()
+        return squares(h)
+
+    return Case(f, p, (draw(device, EXAMPLES, 5),))
+
+
+@case
+def no_positions(device: torch.device) -> Case:
+    p = {name: L.Linear.init(key, 5, 4, dtype=D) for name, key in zip("ab", keys(device, 2), strict=True)}
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        return squares(p["a"](x[:0])) + squares(p["a"](x)) + squares(p["b"](x[:0]))
+
+    return Case(f, p, (draw(device, EXAMPLES, 1, 5),))
+
+
+@case
+def weights_written_in_place(device: torch.device) -> Case:
+    p = {name: draw(device, 3, 4, seed=n) for n, name in enumerate("abc")}
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        doubled, buffer = p["a"] * 2, torch.zeros(4, 4, dtype=D, device=x.device)
+        before = F.linear(x, doubled)
+        doubled.mul_(3)
+        buffer[:3] = p["b"]
+        return squares(before) + squares(F.linear(x, doubled)) + squares(F.linear(x, buffer) * p["c"][0])
+
+    return Case(f, p, (draw(device, EXAMPLES, 4),), dict.fromkeys("abc", M))
+
+
+@case
+def used_without_gradients(device: torch.device) -> Case:
+    p = {"w": draw(device, 3, 4), "b": draw(device, 4, seed=3)}
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            scale = (p["w"][0] * x).sum() + (p["b"] * x).sum()
+        return squares(F.linear(x, p["w"]) * scale) + squares(p["b"] * x)
+
+    return Case(f, p, (draw(device, EXAMPLES, 4),), {"b": C})
 
 
 @case

@@ -196,6 +196,16 @@ def test_no_examples(size: int | None, device: torch.device) -> None:
     assert record.gram().shape == (0, 0)
 
 
+@pytest.mark.parametrize("of_parameters", [True, False])
+def test_tensors_of_inference_mode(of_parameters: bool, device: torch.device) -> None:
+    """Parameters and inputs that were made in inference mode are taken, as vmap over a gradient takes them."""
+    p, batch = model(device), data(device)
+    with torch.inference_mode():
+        made = pn.tree.map(torch.clone, p) if of_parameters else tuple([x.clone() for x in batch])
+    given = (made, batch) if of_parameters else (p, made)
+    assert same(pn.per_sample.grads(loss)(*given), pn.per_sample.grads(loss)(p, batch))
+
+
 def test_nothing_is_left_behind(device: torch.device) -> None:
     """A record that is gone has left no tensor for the garbage collector."""
     p, batch = model(device), data(device)

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 import bridge
 import purenn as pn
-from purenn.errors import SelectionError, StructureError, TransformError
+from purenn.errors import ArgumentError, NumericsError, SelectionError, StructureError, TransformError
 from purenn.layers import BatchNorm1d, Linear, ReLU, Sequential, Tanh, batch_norm, linear, sequential
 from purenn.models import CapsNet, capsnet
 
@@ -48,12 +48,46 @@ def test_capture_equals_computing_by_hand(device: torch.device) -> None:
     assert torch.equal(y, right)
     assert pn.tree.equal(new, right_new)
     assert list(outputs) == ["body.layers.0", "body.layers.1", "shared", "shared:1", "norm"]
+    last = pn.capture(lambda x, p: net(p, x, train=True), ["body.*.*", "shared", "norm"], argnum=-1)(x, p)[1]
+    assert pn.tree.equal(last, outputs)
     h = linear(p.body[0], x)
     assert torch.equal(outputs["body.layers.0"], h)
     assert torch.equal(outputs["body.layers.1"], h.relu())
     assert torch.equal(outputs["shared"], linear(p.shared, h.relu()))
     assert torch.equal(outputs["shared:1"], linear(p.shared, 2 * outputs["shared"]))
     assert torch.equal(outputs["norm"], y)
+
+
+def test_they_nest(device: torch.device) -> None:
+    """Each sees the layers that it has selected and no others; the outer one what the inner one has put there."""
+    p, x = make(device), inputs(device)
+    put = torch.ones(5, 4, dtype=DOUBLE, device=device)
+
+    def applied(p: Net, x: Tensor) -> Tensor:
+        return net(p, x)[0]
+
+    replaced = pn.intervene(applied, {"shared": put})
+    y, outputs = pn.capture(replaced, ["shared", "norm"])(p, x)
+    assert torch.equal(y, replaced(p, x))
+    assert list(outputs) == ["shared", "shared:1", "norm"]
+    assert torch.equal(outputs["shared:1"], put)
+    (same, inner), outer = pn.capture(pn.capture(applied, "norm"), lambda s: s.instances(Linear))(p, x)
+    assert torch.equal(same, applied(p, x))
+    assert (list(inner), list(outer)) == (["norm"], ["body.layers.0", "shared", "shared:1"])
+    (_, new), again = pn.capture(pn.capture(net, "norm"), "norm")(p, x, train=True)
+    assert list(new) == list(again) == ["norm"]
+    with pytest.raises(NumericsError) as error:
+        pn.check_numerics(pn.capture(applied, "norm"))(p, x / 0)
+    assert str(error.value).startswith("check_numerics: the output of 'body.layers.0' (Linear), f64[5,4], has ")
+
+
+def test_replacements_are_not_written_to(device: torch.device) -> None:
+    """A write in place that follows the layer reaches a copy of what was put there."""
+    p, x = make(device), inputs(device)
+    put = torch.ones(5, 4, dtype=DOUBLE, device=device)
+    y, _ = pn.intervene(net, {"shared": put})(p, x)
+    assert torch.equal(put, torch.ones_like(put))
+    assert torch.equal(y, batch_norm(p.norm, put)[0])
 
 
 def test_selection_by_class_and_nested_layers(device: torch.device) -> None:
@@ -168,6 +202,18 @@ def test_errors(device: torch.device) -> None:
     )
     assert text_of(lambda: pn.capture(net, "body.layers")(p, x), SelectionError).startswith(
         "capture: 'body.layers' is a tuple, no layer with a function"
+    )
+    assert text_of(lambda: pn.capture(net, "shared")(x=x, p=p), ArgumentError) == (
+        "capture: argnum must be the number of the positional argument that is the model, got 0 for a call with 0."
+    )
+    assert text_of(lambda: pn.capture(net, lambda s: s.tree)(p, x), ArgumentError) == (
+        "capture: the function that selects must return a selection, as lambda s: s.instances(Linear), got a Net."
+    )
+    assert text_of(lambda: pn.intervene(net, ["shared"]), ArgumentError) == (
+        "intervene: replacements must be a dict from paths to what is put there, got a list."
+    )
+    assert text_of(lambda: pn.intervene(net, {"shared": lambda y: y.float()})(p, x), StructureError) == (
+        "intervene: what is given for 'shared' must look like the layer's output, f64[5,4], got f32[5,4]."
     )
     batched = pn.capture(lambda p, x: pn.vmap(linear, (None, 0))(p.shared, x), "shared")
     assert text_of(lambda: batched(p, torch.ones(2, 4, dtype=DOUBLE, device=device)), TransformError) == (

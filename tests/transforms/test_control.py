@@ -205,6 +205,16 @@ def test_errors(device: torch.device) -> None:
         "while_loop: the carry must be a tree of tensors, but the tree itself is 0: what changes from step to step "
         "cannot be a part of the structure. Use torch.tensor(0)."
     )
+    assert text(ArgumentError, lambda: pn.cond(None, torch.sin, torch.cos, x)) == (  # pyright: ignore[reportArgumentType]
+        "cond: the predicate must be a bool or a tensor with one element, got None."
+    )
+    assert text(ArgumentError, lambda: pn.while_loop(lambda x: (x > 2,), lambda x: x + 1, x[0])) == (  # pyright: ignore
+        "while_loop: what the test returns must be a bool or a tensor with one element, got (tensor(False),)."
+    )
+    assert text(StructureError, lambda: pn.fori_loop(0, 2, lambda i, x: (x, i), x)) == (  # pyright: ignore
+        "fori_loop: the carry that the body returns must have the structure of the one that it gets; they differ at "
+        "the top: a Tensor against a tuple."
+    )
     for bounds, wrong in (
         ((0, 1.5), "upper must be a whole number or an integer tensor, got 1.5"),
         ((x[0], 3), "lower must be a whole number or an integer tensor, got f32[]"),

@@ -117,6 +117,66 @@ def test_the_rule_is_used(device: torch.device) -> None:
     assert torch.equal(pn.grad(lambda x: none(x, x).sum())(x), torch.ones_like(x))
 
 
+@pn.custom_vjp
+def sine(x: Tensor, y: Tensor) -> Tensor:
+    """Twice the true derivative for x, none for y."""
+    return x.sin() * y
+
+
+def _sine_forward(x: Tensor, y: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return sine(x, y), (x.cos(), y)
+
+
+sine.defvjp(_sine_forward, lambda kept, g: (2 * kept[0] * kept[1] * g, None))
+
+
+def _sine_by_hand(x: Tensor, y: Tensor) -> Tensor:
+    value, slope = (x.sin() * y).detach(), 2 * x.cos().detach() * y.detach()
+    return value + slope * (x - x.detach())
+
+
+FORWARD_USES_THE_FUNCTION: dict[str, Callable[[Callable[[Tensor, Tensor], Tensor]], Callable]] = {
+    "grad": lambda f: pn.grad(lambda x, y: f(x, y).square().sum()),
+    "vmap of grad": lambda f: pn.vmap(pn.grad(lambda x, y: f(x, y).square().sum())),
+    "grad of vmap": lambda f: pn.grad(lambda x, y: pn.vmap(f)(x, y).square().sum()),
+    "jacrev": lambda f: pn.jacrev(f),
+    "jit of grad": lambda f: pn.jit(pn.grad(lambda x, y: f(x, y).square().sum()), backend="eager"),
+    "grad of a compiled loop": lambda f: pn.jit(
+        pn.grad(lambda x, y: pn.scan(lambda c, y: (f(c, y), None), x, y)[0].square().sum()), backend="eager"
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FORWARD_USES_THE_FUNCTION)
+def test_the_forward_rule_may_use_the_function(name: str, device: torch.device) -> None:
+    """As in JAX's own example: there it is the function, under every transformation."""
+    x = torch.linspace(-1, 1, 4, dtype=DOUBLE, device=device).reshape(2, 2)
+    transformed = FORWARD_USES_THE_FUNCTION[name]
+    torch.testing.assert_close(transformed(sine)(x, x.cos()), transformed(_sine_by_hand)(x, x.cos()))
+    leaf = x.clone().requires_grad_()
+    outside = pn.jit(lambda x: sine(x, x.cos().detach()).square().sum(), backend="aot_eager")
+    expected = pn.grad(lambda x: _sine_by_hand(x, x.cos().detach()).square().sum())(x)
+    torch.testing.assert_close(torch.autograd.grad(outside(leaf), leaf)[0], expected)
+
+
+def test_the_function_runs_where_nothing_is_differentiated(device: torch.device) -> None:
+    """The forward rule, which keeps what the gradient needs, runs for gradients only; results are the same."""
+    ran: list[str] = []
+
+    @pn.custom_vjp
+    def doubled(x: Tensor) -> Tensor:
+        ran.append("function")
+        return 2 * x
+
+    doubled.defvjp(lambda x: (ran.append("rule") or 2 * x, None), lambda _, g: (2 * g,))  # pyright: ignore
+    x = torch.ones(3, dtype=DOUBLE, device=device)
+    for call in (doubled, pn.vmap(doubled), pn.jit(doubled, backend="eager")):
+        assert torch.equal(call(x), 2 * x)
+    assert ran == ["function"] * 3
+    pn.grad(lambda x: doubled(x).sum())(x)
+    assert ran[3:] == ["rule"]
+
+
 def test_forward_rule_under_all_transformations(device: torch.device) -> None:
     """Forward mode, reverse mode, their batched forms and second derivatives are right."""
     generator = torch.Generator().manual_seed(1)
@@ -222,6 +282,20 @@ def test_forward_over_forward(device: torch.device) -> None:
     assert torch.allclose(pn.jacfwd(pn.jacfwd(cube))(x).sum((1, 2)), 6 * x)
     assert torch.allclose(pn.vmap(pn.jacfwd(pn.jacfwd(cube)))(x), 6 * x)
     assert torch.equal(pn.grad(lambda x: first(x).sum())(x), 6 * x)
+
+
+def test_forward_over_forward_from_outside(device: torch.device) -> None:
+    """The same in a compiled function whose gradient is taken from outside."""
+    cube = pn.custom_jvp(lambda x: x**3)
+    cube.defjvp(lambda primals, tangents: (primals[0] ** 3, 3 * primals[0] ** 2 * tangents[0]))
+    x = torch.tensor([0.3, -0.5, 0.7], dtype=DOUBLE, device=device)
+
+    def curvature(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda x: pn.jacfwd(pn.jacfwd(lambda x: f(x.sin())))(x).sum()
+
+    leaf = x.clone().requires_grad_()
+    value = pn.jit(curvature(cube), backend="eager")(leaf)
+    torch.testing.assert_close(torch.autograd.grad(value, leaf)[0], pn.grad(curvature(lambda x: x**3))(x))
 
 
 # Rules that differ from the derivatives of the functions, so that it shows where one is lost.

@@ -138,6 +138,9 @@ def test_errors(device: torch.device) -> None:
     assert raised(lambda: pull({"y": x})) == (
         "vjp: the cotangent at 'y' must look like the output, f64[5,2], got f64[5,3]."
     )
+    assert raised(lambda: pull({"y": torch.ones(5, 2, device=device) * 1j})) == (
+        "vjp: the cotangent at 'y' must look like the output, f64[5,2], got c64[5,2]."
+    )
     assert raised(lambda: pn.jvp(net, (p, x), (direction,))) == (
         "jvp: primals and tangents must be tuples of the same length, one tangent for each argument, got 2 and 1."
     )
@@ -160,6 +163,10 @@ def test_errors(device: torch.device) -> None:
     assert raised(lambda: pn.jvp(net, (p, x), (wrong, None))) == (
         "jvp: the tangent of argument 0, 'first.weight' must look like f64[4,3], got f64[3]."
     )
+    assert raised(lambda: pn.jvp(torch.sin, (x,), (x.long(),))) == (
+        "jvp: the tangent of argument 0 must look like f64[5,3], got i64[5,3]."
+    )
+    assert raised(lambda: pn.jacrev(net, chunk_size=0)) == ("jacrev: chunk_size must be an int of at least 1, got 0.")
     assert raised(lambda: pn.jacrev(loss)(torch.tensor(1, device=device), x)).startswith(
         "jacrev: there is nothing to differentiate: argument 0 is i64[], which has no derivative."
     )

@@ -133,4 +133,7 @@ def test_errors(device: torch.device) -> None:
     assert str(error.value) == "soup takes weights or score, not both."
     with pytest.raises(ArgumentError) as error:
         pn.soup(models["w"], weights=torch.ones(3))
-    assert str(error.value) == "soup: weights must have one entry for each of the 2 models, got f32[3]."
+    assert str(error.value) == "soup: weights must be a tensor with one entry for each of the 2 models, got f32[3]."
+    with pytest.raises(ArgumentError) as error:
+        pn.soup(models["w"], weights=[1, 2])  # pyright: ignore[reportArgumentType]
+    assert str(error.value) == "soup: weights must be a tensor with one entry for each of the 2 models, got [1, 2]."

@@ -80,3 +80,8 @@ def test_check_grads_errors(device: torch.device) -> None:
         with pytest.raises(ArgumentError) as error:
             call()
         assert str(error.value) == text
+    with pytest.raises(GradientError) as error:
+        pn.check_grads(lambda p: p.weight.long(), (pn.tree.to(p, DOUBLE),))
+    assert str(error.value) == (
+        "check_grads: the function returns no floating-point tensor, so nothing can be checked."
+    )

@@ -211,6 +211,19 @@ def test_donation(device: torch.device, backend: str) -> None:
     assert [leaf.data_ptr() for leaf in pn.tree.leaves(new)] == pointers
 
 
+@pytest.mark.parametrize("view", [lambda x: x[1:], lambda x: x.T, lambda x: x.split(1)[0]])
+def test_donated_storage_that_is_returned(view: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    """Of an argument of which a view is returned nothing is overwritten."""
+    x = inputs(device)
+
+    def step(x: Tensor) -> tuple[Tensor, Tensor]:
+        return x + 1, view(x)
+
+    new, part = pn.jit(step, donate_argnums=0, backend="aot_eager")(x.clone())
+    assert torch.equal(new, x + 1)
+    assert torch.equal(part, view(x))
+
+
 def test_lower(device: torch.device) -> None:
     """The graph can be read, with shapes, without compiling anything."""
     jitted = plain(lambda x: x.sin() + 1)
@@ -245,6 +258,26 @@ def numpy(x: Tensor) -> Tensor:
     return torch.from_numpy(x.numpy())
 
 
+def address(x: Tensor) -> Tensor:
+    return x * (x.data_ptr() % 2)
+
+
+def filled(x: Tensor) -> Tensor:
+    return pn.grad(lambda x: torch.full((2,), x[0, 0]).sum())(x)
+
+
+def gathered(x: Tensor) -> Tensor:
+    return torch.tensor([x[0, 0], x[0, 1]])
+
+
+def nested(x: Tensor) -> Tensor:
+    return torch.nested.nested_tensor([x, x[:1]])
+
+
+def compiled(x: Tensor) -> Tensor:
+    return torch.compile(torch.sin, backend="eager")(x)
+
+
 def place_in(fn: Callable[[Tensor], Tensor]) -> str:
     """The first line of a function's body, as errors name it."""
     line = fn.__code__.co_firstlineno + 1
@@ -274,6 +307,27 @@ VALUE = (
             numpy,
             "jit: the function asks for the data of a traced tensor (.numpy() or a pointer){at}. While it is traced "
             "there are no values: compute with torch, or call numpy outside.",
+        ),
+        (
+            address,
+            "jit: the function asks for the data of a traced tensor (.numpy() or a pointer){at}. While it is traced "
+            "there are no values: compute with torch, or call numpy outside.",
+        ),
+        (filled, VALUE),
+        (
+            gathered,
+            "jit: the function makes a tensor of the values of traced ones (torch.tensor([a, b])){at}. While it is "
+            "traced there are no values: use torch.stack([a, b]).",
+        ),
+        (
+            nested,
+            "jit: the function uses an operation that cannot be traced{at}. Call it outside, or write it in other "
+            "operations.",
+        ),
+        (
+            compiled,
+            "jit: the function calls one that torch.compile has made{at}. Call the function that it was made of: it is "
+            "compiled along.",
         ),
     ],
 )
@@ -333,7 +387,7 @@ def test_error_too_many_traces(device: torch.device) -> None:
     below(x)
     assert text_of(lambda: below(x[0]), TraceError).endswith(f"argument 0 from f64[5,3] {where} to f64[3] {where}.")
     assert text_of(lambda: pn.assert_max_traces(0), ArgumentError) == (
-        "assert_max_traces: n must be at least 1, got 0."
+        "assert_max_traces: n must be an int of at least 1, got 0."
     )
 
 
@@ -342,6 +396,10 @@ def test_error_options(device: torch.device) -> None:
     x = inputs(device)
     assert text_of(lambda: plain(lambda x: x, static_argnames="n"), ArgumentError) == (
         "jit: static_argnames has 'n', but the function's arguments are x."
+    )
+    assert text_of(lambda: plain(torch.sin, static_argnames="n"), ArgumentError) == (
+        "jit: static_argnames cannot be found in sin, which does not name its arguments: jit a function of yours that "
+        "calls it."
     )
     assert text_of(lambda: plain(lambda x, n: x, static_argnames="n", donate_argnums=0), ArgumentError) == (
         "jit: give static_argnames or donate_argnums, not both; bind static values with a lambda."

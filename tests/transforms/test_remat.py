@@ -53,6 +53,30 @@ def test_closures_have_gradients(device: torch.device, policy: str | None) -> No
     assert pn.tree.allclose(pn.grad(through)(p), pn.grad(loss)(p, x), rtol=0, atol=1e-11)
 
 
+@pytest.mark.parametrize("policy", POLICIES)
+def test_transformations_inside(device: torch.device, policy: str | None) -> None:
+    """A function that itself transforms by torch.func, which cannot run within a checkpoint, has its gradient too."""
+    x = inputs(device)[0]
+    inside = {
+        "vjp": lambda x: pn.vjp(torch.sin, x)[1](x).sum(),
+        "jacfwd": lambda x: pn.jacfwd(torch.sin)(x).sum(),
+        "vmap": lambda x: pn.vmap(torch.sin)(x).sum(),
+    }
+    for fn in inside.values():
+        torch.testing.assert_close(pn.grad(pn.remat(fn, policy=policy))(x), pn.grad(fn)(x))
+
+
+def test_gradients_inside(device: torch.device) -> None:
+    """A gradient within the function, of something that closes over its parameters, is the same when computed again."""
+    x = inputs(device)[0]
+
+    def inner(w: Tensor) -> Tensor:
+        return (pn.grad(lambda x: (x.sum() * x * w[0] + w[1]).sin().square().sum())(x) * w[2]).exp().sum()
+
+    w = x.sin()
+    torch.testing.assert_close(pn.grad(pn.remat(inner))(w), pn.grad(inner)(w), rtol=1e-12, atol=1e-12)
+
+
 def test_same_draws_when_computed_again(device: torch.device) -> None:
     """With a key, the mask of the backward pass is the mask of the forward pass."""
     x = torch.randn(50, dtype=DOUBLE, device=device)

@@ -1,5 +1,6 @@
 """Loops over leading axes: the same numbers in eager, under jit and written out, and one trace of the body."""
 
+import itertools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -75,6 +76,38 @@ def test_length_without_xs(device: torch.device) -> None:
     last, ys = pn.scan(lambda c, x: (c + x["a"] * x["b"], {"c": c, "name": "s"}), one, {"a": torch.arange(3.0), "b": 2})
     assert last == 7
     assert ys["name"] == "s"
+
+
+@pytest.mark.parametrize(
+    ("entry", "text"),
+    [
+        (lambda x, n: {"abc"[n]: x}, "have the structure of that of its first step; they differ at the top: the "
+         "children ['a'] against ['b']"),
+        (lambda x, n: (x, n), "look like that of its first step, but '1' is 0 there and 1 here"),
+        (lambda x, n: x[n:], "look like that of its first step, but the tree itself is f64[3] there and f64[2] here"),
+        (lambda x, n: x if n == 0 else x.float(), "look like that of its first step, but the tree itself is f64[3] "
+         "there and f32[3] here"),
+    ],
+)  # fmt: skip
+def test_results_of_the_steps_are_alike(
+    entry: Callable[[Tensor, int], object], text: str, device: torch.device
+) -> None:
+    """What one step collects in another form than the first, by Python's own state, is refused and not mixed."""
+    numbers = itertools.count()
+    with pytest.raises(StructureError) as error:
+        pn.scan(lambda c, x: (c, entry(x, next(numbers))), *_start(device))
+    assert str(error.value) == f"scan: what the body collects must {text}."
+
+
+def test_every_carry_is_alike(device: torch.device) -> None:
+    """A carry that changes its form after the first step, by Python's own state, is refused."""
+    sizes = iter([3, 3, 2, 1])
+    with pytest.raises(StructureError) as error:
+        pn.scan(lambda c, x: (c[: next(sizes)], None), torch.ones(3, device=device), length=4)
+    assert str(error.value) == (
+        "scan: the carry that the body returns must look like the one that it gets, but the tree itself is f32[3] "
+        "there and f32[1] here."
+    )
 
 
 def test_derivatives_reach_what_the_body_closes_over(device: torch.device) -> None:
@@ -264,6 +297,40 @@ def test_unrolled(device: torch.device) -> None:
     assert str(run.lower(xs)).count("aten.sin") == 4
 
 
+@pytest.mark.parametrize(
+    ("unroll", "reverse", "remat"), [(2, False, False), (3, True, False), (3, False, True), (9, True, False)]
+)
+def test_groups_of_steps(device: torch.device, unroll: int, reverse: bool, remat: bool) -> None:
+    """However many steps are written out to one, values and batched gradients to second order stay the same."""
+    weights = torch.linspace(1, 2, 12, dtype=DOUBLE, device=device).reshape(4, 3)
+
+    def loss(h: Tensor, xs: Tensor) -> Tensor:
+        def body(carry: Any, row: Any) -> Any:
+            h = torch.tanh(carry["h"] * row["scale"] + row["x"])
+            return {"h": h, "n": carry["n"] + 1}, (h.square(), carry["n"], "constant")
+
+        carry = {"h": h, "n": torch.tensor(0, device=device)}
+        options = {"reverse": reverse, "remat": remat, "unroll": unroll}
+        last, (ys, numbers, name) = pn.scan(body, carry, {"x": xs, "scale": 0.5}, **options)
+        assert name == "constant"
+        return last["h"].sum() + (ys * weights * numbers[:, None]).sum()
+
+    def both(h: Tensor, xs: Tensor) -> Any:
+        return pn.vmap(pn.value_and_grad(loss, (0, 1)), (0, None))(h, xs), pn.hessian(loss)(h[0], xs)
+
+    h = torch.linspace(-1, 1, 6, dtype=DOUBLE, device=device).reshape(2, 3)
+    xs = torch.linspace(-1, 1, 12, dtype=DOUBLE, device=device).reshape(4, 3)
+    torch.testing.assert_close(pn.jit(both, backend="eager")(h, xs), both(h, xs), rtol=0, atol=1e-12)
+
+
+def test_groups_are_written_out(device: torch.device) -> None:
+    """The program of a group has as many steps as asked for, and those that remain are in the graph itself."""
+    xs = torch.ones(7, 3, device=device)
+    run = pn.jit(lambda xs: pn.scan(lambda h, x: (h.sin() + x, h), xs[0], xs, unroll=3), backend="eager")
+    lowered = run.lower(xs)
+    assert [str(graph.code).count("aten.sin") for graph in (lowered.graph, *lowered.programs.values())] == [1, 3]
+
+
 def test_memory_under_the_lean_gradient(device: torch.device) -> None:
     """remat keeps the carries only: the graph of a loop over deep steps holds few tensors."""
     held: list[int] = []
@@ -334,6 +401,10 @@ def test_errors(device: torch.device) -> None:
         x[0],
     )
     fails(ArgumentError, "scan: length must be at least 0, got -1.", lambda c, x: (c, None), x[0], length=-1)
+    fails(ArgumentError, "scan: length must be an int, got 2.5.", lambda c, x: (c, None), x[0], length=2.5)
+    text = "scan: unroll must be True, False or a number of steps of at least 1, got {}."
+    fails(ArgumentError, text.format("0"), lambda c, x: (c, None), x[0], x, unroll=0)
+    fails(ArgumentError, text.format("1.5"), lambda c, x: (c, None), x[0], x, unroll=1.5)
     fails(
         TransformError,
         "scan: the body must return a pair (carry, y), got a Tensor. Return (carry, None) if there is nothing to "
@@ -417,3 +488,76 @@ def test_remat_under_jit(device: torch.device) -> None:
 
     assert kept(remat=True) == 2  # the last carry, and the carry before each step
     assert kept(remat=False) == 4  # and the product, and its exponential's argument or value
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+@pytest.mark.parametrize("length", [1, 2, 5])
+@pytest.mark.parametrize("backend", ["eager", "inductor"])
+def test_stacks_of_the_carry_under_jit(device: torch.device, backend: str, length: int, reverse: bool) -> None:
+    """A body may collect its carry, twice and beside others; no result shares storage with another or an argument."""
+    xs = torch.linspace(0.5, 2, 3 * length, dtype=DOUBLE, device=device).reshape(length, 3)
+    carry = torch.ones(3, dtype=DOUBLE, device=device), torch.tensor(3, device=device)
+
+    def run(carry: Any, xs: Tensor) -> Any:
+        def body(carry: Any, x: Tensor) -> Any:
+            return (carry[0] * x, carry[1] + 1), (carry, x, carry[0], carry[1] * x)
+
+        return pn.scan(body, carry, xs, reverse=reverse)
+
+    found = pn.jit(run, backend=backend)(carry, xs)
+    torch.testing.assert_close(found, run(carry, xs), rtol=0, atol=1e-14)
+    everything = [*pn.tree.leaves(found), *carry, xs]
+    assert len({tensor.untyped_storage().data_ptr() for tensor in everything}) == len(everything)
+
+
+def test_what_is_not_used_is_not_computed_under_jit(device: torch.device) -> None:
+    """Results and parts of the carry that nothing comes from are left out of compiled steps, in loops of loops too."""
+    graphs: list[torch.fx.GraphModule] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    def body(carry: tuple[Tensor, Tensor, Tensor, Tensor], x: Tensor) -> Any:
+        a, b, c, _ = carry
+        inner, (_, kept) = pn.scan(lambda s, _: (s * x.exp(), (s.tan(), s.neg())), a, length=2)
+        return (a + b + kept[1], b * x, c.sin() + a, inner), x.cos()
+
+    def run(xs: Tensor) -> Tensor:
+        return pn.scan(body, (xs[0], xs[1], xs[2], xs[3]), xs)[0][0]
+
+    xs = torch.linspace(-1, 1, 12, dtype=DOUBLE, device=device).reshape(4, 3)
+    torch.testing.assert_close(pn.jit(run, backend=backend)(xs), run(xs), rtol=0, atol=1e-14)
+    used = {getattr(node.target, "__name__", "").split(".")[0] for graph in graphs for node in graph.graph.nodes}
+    assert {"add", "mul", "exp", "neg"} <= used
+    assert not {"sin", "cos", "tan"} & used
+
+
+def test_gradients_keep_what_they_use(device: torch.device) -> None:
+    """A compiled loop that is differentiated for many examples stacks what the gradient needs, and no carry beside."""
+    stacked: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _: Any) -> Any:
+        for node in graph.graph.find_nodes(op="call_function", target=torch.ops.purenn.scan.default):
+            stacked.append(len(node.meta["val"]) - len(node.args[0]))
+        return graph
+
+    def loss(h: Tensor, w: Tensor, xs: Tensor) -> Tensor:
+        (h, _), _ = pn.scan(lambda c, x: ((torch.tanh(c[0] * w + x), c[1] + c[0]), None), (h, h), xs)
+        return h.sum()
+
+    gradients = pn.vmap(pn.grad(loss), (0, None, None))
+    h = torch.linspace(-1, 1, 6, dtype=DOUBLE, device=device).reshape(2, 3)
+    w = torch.tensor(0.7, dtype=DOUBLE, device=device)
+    xs = torch.linspace(-2, 1, 12, dtype=DOUBLE, device=device).reshape(4, 3)
+    torch.testing.assert_close(pn.jit(gradients, backend=backend)(h, w, xs), gradients(h, w, xs), rtol=0, atol=1e-14)
+    assert stacked == [1, 0]
+
+
+def test_in_inference_mode(device: torch.device) -> None:
+    """A compiled loop runs where autograd is switched off altogether."""
+    carry, xs = _start(device)
+    run = pn.jit(lambda carry, xs: pn.scan(_body, carry, xs))
+    expected = run(carry, xs)
+    with torch.inference_mode():
+        torch.testing.assert_close(run(carry, xs), expected, rtol=0, atol=0)

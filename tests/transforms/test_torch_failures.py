@@ -1,11 +1,13 @@
 """What torch refuses to transform arrives as an error of ours: what was wrong, where, and what to write instead."""
 
+import copy
 import linecache
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from _transform_models import DOUBLE, inputs
 from torch import Tensor
 
@@ -86,6 +88,62 @@ def kept(x: Tensor) -> Tensor:
     return OUTER.add_(x).sum()
 
 
+def branch(x: Tensor) -> Tensor:
+    return x.sum() if x.sum() > 0 else -x.sum()
+
+
+def noisy(x: Tensor) -> Tensor:
+    return torch.nn.functional.rrelu(x, training=True)
+
+
+def compared(x: Tensor) -> Tensor:
+    return x * torch.allclose(x, x)
+
+
+def distances(x: Tensor) -> Tensor:
+    return torch.cdist(x, x)
+
+
+def added_out(x: Tensor) -> Tensor:
+    return torch.add(x, 1, out=torch.zeros_like(x))
+
+
+def copied(x: Tensor) -> Tensor:
+    return copy.deepcopy(x).sum()
+
+
+def backward(x: Tensor) -> None:
+    x.sum().backward()
+
+
+def differentiated(x: Tensor) -> Tensor:
+    return torch.autograd.grad(x.sum(), x)[0]
+
+
+def retained(x: Tensor) -> None:
+    x.sin().retain_grad()
+
+
+def assigned(x: Tensor) -> None:
+    x.data = x * 2
+
+
+def read(x: Tensor) -> Tensor:
+    return x.data * 2
+
+
+def converted(x: Tensor) -> Tensor:
+    return torch.as_tensor(x.sum()).detach_()
+
+
+def resized(x: Tensor) -> Tensor:
+    return x.clone().resize_(2).sum()
+
+
+def checkpointed(x: Tensor) -> Tensor:
+    return torch.utils.checkpoint.checkpoint(torch.sin, x, use_reentrant=False).sum()
+
+
 def _push(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
     return lambda x: pn.jvp(f, (x,), (x,))
 
@@ -93,6 +151,18 @@ def _push(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
 SHAPES = (
     "{name}: the shape of a result depends on values (a boolean mask as an index, nonzero, unique){at}. It would "
     "differ from example to example: use torch.where(mask, x, 0), or a fixed number of results."
+)
+NO_RULE = (
+    "{{name}}: torch has no batching rule for {}{{at}}. Use the layer of purenn.layers for this operation, or write it "
+    "in operations that have one."
+)
+PLAIN = (
+    "{name}: the function calls backward() or torch.autograd.grad, which see no tensor here that requires a "
+    "gradient{at}. Take derivatives within it with pn.grad or pn.vjp; they nest."
+)
+DATA = (
+    "{name}: the function uses x.data, or detaches in place (x.detach_(), torch.tensor(x)){at}. Give the new value a "
+    "name of its own: y = x + d, or y = x.detach()."
 )
 NO_CONTEXT = (
     "{name}: a torch.autograd.Function without setup_context cannot be transformed{at}. Give it one and "
@@ -173,6 +243,70 @@ NO_CONTEXT = (
             "{name}: the function writes in place into a tensor from outside of it{at}. Write `y = x + d` instead of "
             "`x.add_(d)`, and return what is to be kept.",
         ),
+        (
+            lambda f: pn.vmap(pn.grad(f)),
+            "grad",
+            branch,
+            BatchingError,
+            "{name}: the function asks for the value of a batched tensor (`if`, `while`, bool(), int() or .item()){at}."
+            " The value differs from example to example: use torch.where(condition, a, b), or keep the number as a "
+            "tensor.",
+        ),
+        (pn.vmap, "vmap", noisy, BatchingError, NO_RULE.format("aten::rrelu")),
+        (pn.vmap, "vmap", compared, BatchingError, NO_RULE.format("torch.allclose")),
+        (
+            _push,
+            "jvp",
+            distances,
+            GradientError,
+            "{name}: torch has no derivative in forward mode for _cdist_forward{at}. Use reverse mode (pn.vjp, "
+            "pn.jacrev; pn.jacrev(pn.grad(f)) is a Hessian), or write it in operations that have one.",
+        ),
+        (
+            _push,
+            "jvp",
+            added_out,
+            MutationError,
+            "{name}: the function writes into a tensor by out=, which has no derivative{at}. Use the result of the "
+            "call instead.",
+        ),
+        (
+            lambda f: pn.vmap(pn.grad(f)),
+            "grad",
+            copied,
+            TransformError,
+            "{name}: the function asks for the storage of a tensor that is being transformed (copy.deepcopy, pickle, "
+            "torch.save){at}. Copy by x.clone(); tensors are never changed here, so a copy is seldom needed.",
+        ),
+        (pn.jacrev, "jacrev", backward, TransformError, PLAIN),
+        (_push, "jvp", differentiated, TransformError, PLAIN),
+        (
+            pn.jacrev,
+            "jacrev",
+            retained,
+            TransformError,
+            "{name}: the function calls retain_grad() on a tensor that is being transformed{at}. Gradients of "
+            "intermediate values come from pn.perturb.",
+        ),
+        (pn.jacrev, "jacrev", assigned, TransformError, DATA),
+        (pn.vmap, "vmap", read, TransformError, DATA),
+        (pn.vmap, "vmap", converted, TransformError, DATA),
+        (
+            pn.grad,
+            "grad",
+            resized,
+            MutationError,
+            "{name}: the function resizes a tensor in place that is being differentiated{at}. Make a new one: x[:n], "
+            "x.reshape(shape) or torch.cat.",
+        ),
+        (
+            pn.jacrev,
+            "jacrev",
+            checkpointed,
+            TransformError,
+            "{name}: the function uses torch.utils.checkpoint, or other hooks of saved tensors, which torch.func does "
+            "not know{at}. Recompute with pn.remat.",
+        ),
     ],
 )
 def test_explained(
@@ -201,17 +335,38 @@ def test_options_of_vmap(device: torch.device) -> None:
     """A chunk of no examples, and an axis that a result has no place for, are refused."""
     with pytest.raises(ArgumentError) as error:
         pn.vmap(torch.sin, chunk_size=0)
-    assert str(error.value) == "vmap: chunk_size must be at least 1, got 0."
+    assert str(error.value) == "vmap: chunk_size must be an int of at least 1, got 0."
     with pytest.raises(ArgumentError) as error:
         pn.vmap(lambda x: {"a": x}, out_dims=2)(inputs(device))
     assert str(error.value) == "vmap: the result f64[3] at 'a' has no place for a new axis 2 in out_dims."
 
 
+def test_what_is_transformed_is_a_function(device: torch.device) -> None:
+    """The value of a function in its place is refused, and named."""
+    x = inputs(device)[0]
+    value: Any = x.sum()
+    calls = {
+        "vmap": lambda: pn.vmap(value),
+        "jit": lambda: pn.jit(value),
+        "remat": lambda: pn.remat(value),
+        "grad": lambda: pn.grad(value)(x),
+        "jvp": lambda: pn.jvp(value, (x,), (x,)),
+        "jacrev": lambda: pn.jacrev(value)(x),
+    }
+    for name, call in calls.items():
+        with pytest.raises(ArgumentError) as error:
+            call()
+        assert str(error.value) == f"{name}: a function is transformed, got a Tensor: write f, not f(x)."
+
+
 def test_argnums_are_numbers(device: torch.device) -> None:
     """A name is no argument number."""
-    with pytest.raises(ArgumentError) as error:
-        pn.grad(torch.sum, "x")(inputs(device))
-    assert str(error.value) == "grad: argnums must be the number of a positional argument, or several, got 'x'."
+    for argnums in ("x", None, 1.0, ["x"]):
+        with pytest.raises(ArgumentError) as error:
+            pn.grad(torch.sum, argnums)(inputs(device))  # pyright: ignore[reportArgumentType]
+        assert str(error.value) == (
+            f"grad: argnums must be the number of a positional argument, or several, got {argnums!r}."
+        )
 
 
 def test_tensors_from_outside_are_not_written_to(device: torch.device) -> None:

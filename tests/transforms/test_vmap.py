@@ -41,6 +41,7 @@ def test_out_dims_chunks_and_keywords(device: torch.device) -> None:
     whole = pn.vmap(net, (None, 0))(p, x)
     assert torch.equal(pn.vmap(net, (None, 0), out_dims=1)(p, x), whole.T)
     assert torch.equal(pn.vmap(net, (None, 0), chunk_size=2)(p, x), whole)
+    assert pn.vmap(net, (None, 0), chunk_size=2)(p, x[:0]).shape == (0, *whole.shape[1:])
     assert torch.equal(pn.vmap(lambda p, *, x: net(p, x), None)(p, x=x), whole)
     both = pn.vmap(lambda p, x: {"a": net(p, x), "b": (x, None)}, (None, 0), out_dims={"a": 1, "b": 0})(p, x)
     assert torch.equal(both["a"], whole.T)

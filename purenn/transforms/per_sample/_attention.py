@@ -4,9 +4,9 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 from purenn import ops
+from purenn.transforms.per_sample._below import BelowVmap
 from purenn.transforms.per_sample._handle import handles_in
 from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape
 
@@ -24,7 +24,7 @@ def _attention(
     given = None if dropout_p else _physical(tape, query, key, value, attn_mask)
     if given is None:
         return NotImplemented
-    with temporarily_pop_interpreter_stack():
+    with BelowVmap():
         out = F.scaled_dot_product_attention(*given, dropout_p=0.0, is_causal=is_causal, **options)
     return tape.batched(out)
 
@@ -44,7 +44,7 @@ def _own_attention(
     if given is None:
         return NotImplemented
     *operands, wide_mask = given
-    with temporarily_pop_interpreter_stack():
+    with BelowVmap():
         out = ops.scaled_dot_product_attention(*operands, mask=wide_mask, **options)
     return tape.batched(out)
 

@@ -50,7 +50,7 @@ def _looked_up(tape: Tape, input: Any, table: Any, padding_idx: int | None) -> A
             rows = rows.masked_fill((places == padding)[..., None], 0)
         return [(node, Rows(places, rows, node.live.shape))]
 
-    return tape.use(F.embedding(places, node.live).view(*indices.shape, -1), indices, node, pull)
+    return tape.use(F.embedding(places, node.live).view(*indices.shape, node.live.shape[1]), indices, node, pull)
 
 
 @rule(F.embedding_bag)

@@ -8,11 +8,13 @@ import optree
 import torch
 from torch import Tensor
 
+from purenn._modes import is_traced
 from purenn.errors import GradientError
 from purenn.random import strict
+from purenn.transforms._batch import Batch, taken_apart
 from purenn.transforms._grad import value_and_grad
-from purenn.transforms._lean import outermost, reaches_others, wants_outer_graph
-from purenn.transforms._leaves import Argument, Problem, problem, scalar_output, tensors_in, versions
+from purenn.transforms._lean import outermost, reaches_others
+from purenn.transforms._leaves import Argument, require_chosen, scalar_output, take_apart, tensors_in, versions
 from purenn.transforms._translate import refuse_writes, translated
 from purenn.transforms._vmap import vmap
 from purenn.transforms.per_sample import (
@@ -27,9 +29,10 @@ from purenn.transforms.per_sample import (
 )
 from purenn.transforms.per_sample._handle import EscapedError, Handle, Node
 from purenn.transforms.per_sample._joined import joined
-from purenn.transforms.per_sample._part import Budget, Materialised, Part
+from purenn.transforms.per_sample._part import Budget, Materialised, Part, cast
 from purenn.transforms.per_sample._pulled import Pulled
 from purenn.transforms.per_sample._tape import Tape, Watching
+from purenn.tree._checks import require_function
 from purenn.tree._watch import is_watched, watching
 
 NAME = "per_sample.record"
@@ -61,16 +64,18 @@ class Recorded(NamedTuple):
         """The norm of each example's gradient, by leaf."""
         losses = self.losses
         return {
-            path: torch.zeros_like(losses) if part is None else part.norms(budget).to(losses.dtype)
+            path: torch.zeros_like(losses) if part is None else cast(part.norms(budget), losses.dtype)
             for path, _, part in self.named
         }
 
     def leaves(self, of_part: Callable[[str, Part], Tensor], *lead: int) -> list[Tensor]:
         """A tensor for every leaf: of its part, or zeros ``[*lead, *shape]`` if it has none."""
-        return [
-            value.new_zeros(*lead, *value.shape) if part is None else of_part(path, part).to(value.dtype)
-            for path, value, part in self.named
+        # From the last to the first: a bias before its weight, whose product takes from the cache what both share.
+        found = [
+            value.new_zeros(*lead, *value.shape) if part is None else cast(of_part(path, part), value.dtype)
+            for path, value, part in reversed(self.named)
         ]
+        return found[::-1]
 
 
 def run(fn: Callable[..., Tensor], p: Any, batch: tuple, in_dims: Any, keys: Tensor | None) -> Recorded:
@@ -84,51 +89,58 @@ def run(fn: Callable[..., Tensor], p: Any, batch: tuple, in_dims: Any, keys: Ten
         keys: a key for every example, passed as ``key=``; None for none.
     """
     named = {} if keys is None else {"key": keys}
-    call = problem(NAME, fn, (p, *batch), named, 0)
-    (argument,) = call.arguments
-    is_real = not any(value.is_complex() for value in argument.values)
-    # Where somebody differentiates the result, or is in the middle of that, only the transformations themselves do.
-    if is_real and outermost() and not wants_outer_graph(call):
+    require_function(NAME, fn)
+    argument = take_apart(p)
+    require_chosen(NAME, (0,), (argument,))
+    given = tensors_in((argument.leaves, batch, named))
+    if _is_recordable(argument, given):
         with contextlib.suppress(EscapedError):
-            recorded = _by_recording(call, argument, batch, in_dims, named)
+            recorded = _by_recording(fn, argument, taken_apart(in_dims, batch, named), given)
             if recorded is not None:
                 return recorded
         # A function that has been run in vain uses its keys again, which is no fault of its own.
         with strict(enabled=False):
-            return _by_transformations(call, argument, batch, in_dims, named)
-    return _by_transformations(call, argument, batch, in_dims, named)
+            return _by_transformations(fn, p, argument, batch, in_dims, named)
+    return _by_transformations(fn, p, argument, batch, in_dims, named)
 
 
-def _by_recording(call: Problem, argument: Argument, batch: tuple, in_dims: Any, named: dict) -> Recorded | None:
-    paths = [argument.structure.leaves[place].path for place in argument.chosen]
-    tape = Tape(paths, argument.values)
-    given = tensors_in(call.args)
-    before = versions(given)
+def _is_recordable(argument: Argument, given: list[Tensor]) -> bool:
+    # Where somebody differentiates the result, or is in the middle of that, only the transformations themselves do.
+    # They also take tensors that were made in inference mode, of which plain autograd can keep none.
+    if not outermost() or (torch.is_grad_enabled() and any(x.requires_grad for x in given)):
+        return False
+    return not any(x.is_inference() for x in given) and not any(value.is_complex() for value in argument.values)
+
+
+def _by_recording(
+    fn: Callable[..., Tensor], argument: Argument, examples: Batch, given: list[Tensor]
+) -> Recorded | None:
+    if not examples.size:
+        # As a Poisson sample may turn out; nothing can run on it, and all sums over it are zero.
+        return Recorded(argument, argument.values[0].new_zeros(0), [None] * len(argument.chosen))
+    tape = Tape([argument.structure.leaves[place].path for place in argument.chosen], argument.values)
     model = argument.rebuilt([Handle(node) for node in tape.nodes])
+    before = versions(given)
 
     def loss(*example: Any, **key: Any) -> Tensor:
-        tape.start(tensors_in((example, key)))
-        if not tape.examples:
-            # As a Poisson sample may turn out; nothing can run on it, and all sums over it are zero.
-            return argument.values[0].new_zeros(())
         with Watching(tape):
-            value = call.fn(model, *example, **key)
+            value = fn(model, *example, **key)
         return scalar_output(NAME, value, hint="")
 
-    with contextlib.closing(tape), torch.enable_grad():
-        with translated(NAME), _step_by_step():
-            losses = vmap(loss, in_dims)(*batch, **named)
+    with contextlib.closing(tape), torch.enable_grad(), _step_by_step():
+        with translated("vmap"):
+            losses = tape.losses(loss, examples)
         refuse_writes(NAME, ["0 or the batch"] * len(given), before, versions(given))
-        if torch.is_grad_enabled() and reaches_others([losses], [node.live for node in tape.nodes]):
+        # Of another tensor, whose graph somebody wants, or of a parameter in a way that has not been seen.
+        if reaches_others([losses], [node.live for node in (*tape.nodes, *tape.computed)]):
             return None
-        tape.backward(losses.sum())
-        with torch.no_grad():
-            return Recorded(argument, losses.detach(), _parts(tape))
+        tape.backward(losses)
+        return Recorded(argument, losses.detach(), _parts(tape))
 
 
 def _step_by_step() -> contextlib.AbstractContextManager[None]:
     # Under pn.jit a loop's body is a program of its own, in which nothing can be recorded, unless layers are watched.
-    return contextlib.nullcontext() if is_watched() else watching(lambda _, output: output)
+    return contextlib.nullcontext() if is_watched() or not is_traced() else watching(lambda _, output: output)
 
 
 def _parts(tape: Tape) -> list[Part | None]:
@@ -144,9 +156,9 @@ def _parts(tape: Tape) -> list[Part | None]:
 
 def _parameters_of(node: Node, tape: Tape) -> list[int]:
     # From which parameters a node is computed: the leaves of its graph.
-    numbers = {id(parameter.live): number for number, parameter in enumerate(tape.nodes)}
+    numbers = {id(parameter.source): number for number, parameter in enumerate(tape.nodes)}
     found: dict[int, None] = {}
-    todo, seen = [node.live.grad_fn], set()
+    todo, seen = [node.source.grad_fn], set()
     while todo:
         function = todo.pop()
         if function is None or function in seen:
@@ -159,10 +171,12 @@ def _parameters_of(node: Node, tape: Tape) -> list[int]:
     return sorted(found)
 
 
-def _by_transformations(call: Problem, argument: Argument, batch: tuple, in_dims: Any, named: dict) -> Recorded:
+def _by_transformations(
+    fn: Callable[..., Tensor], p: Any, argument: Argument, batch: tuple, in_dims: Any, named: dict
+) -> Recorded:
     axes = tuple(in_dims) if isinstance(in_dims, (tuple, list)) else (in_dims,) * len(batch)
-    both: Callable[..., Any] = vmap(value_and_grad(call.fn), (None, *axes))
-    losses, gradients = both(call.args[0], *batch, **named)
+    both: Callable[..., Any] = vmap(value_and_grad(fn), (None, *axes))
+    losses, gradients = both(p, *batch, **named)
     leaves = optree.tree_leaves(gradients)
     if len(leaves) != len(argument.chosen):
         raise GradientError(f"{NAME}: the gradients of the loss do not have the structure of the parameters.")

@@ -8,9 +8,11 @@ without asking (a transformation inside of the loss, for example) gets `EscapedE
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from purenn.errors import PurennError
+from purenn.transforms.per_sample._below import BelowVmap
 
 
 class EscapedError(PurennError, RuntimeError):
@@ -21,7 +23,9 @@ class Node:
     """A parameter, or a tensor that is computed from parameters alone.
 
     Attributes:
-        live: its value, with the graph that leads to the parameters.
+        live: its value as rules use it, a leaf of a graph of its own.
+        source: its value with the graph that leads to the parameters, of which other nodes are computed. No loss may
+            lead there except by way of nodes; one that does has not been recorded.
         leaf: the position of the parameter that it is; None if it is computed.
         base: the node of the parameter of which it is a view without repeated elements; None otherwise.
         replay: makes the same view of another tensor like the base.
@@ -31,15 +35,24 @@ class Node:
     def __init__(
         self,
         tape: Any,
-        live: Tensor,
+        value: Tensor,
         leaf: int | None = None,
         base: "Node | None" = None,
         replay: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.tape: Any = tape
-        self.live, self.leaf, self.base, self.replay = live, leaf, base, replay
+        self.live = _leaf(value)
+        self.leaf, self.base, self.replay = leaf, base, replay
+        self._source = None if leaf is not None else value
         self.parts: list[Any] = []
         self._copies: Tensor | None = None
+
+    @property
+    def source(self) -> Tensor:
+        """The value with the graph; of a parameter made when it is first asked for."""
+        if self._source is None:
+            self._source = _leaf(self.live)
+        return self._source
 
     @property
     def value(self) -> Tensor:
@@ -62,11 +75,17 @@ class Node:
         """One for every example, without copying anything, ``[examples, *shape]`` inside of the recording's vmap."""
         if self.base is not None and self.replay is not None:
             return self.replay(self.base.copies())
+        if not torch.is_grad_enabled():
+            return self.tape.batched(self.value.expand(self.tape.examples, *self.live.shape))
         if self._copies is None:
             self._copies = self.live.expand(self.tape.examples, *self.live.shape)
-            if self._copies.requires_grad:
-                self.tape.watch_copies(self, self._copies)
+            self.tape.watch_copies(self, self._copies)
         return self.tape.batched(self._copies)
+
+
+def _leaf(value: Tensor) -> Tensor:
+    with BelowVmap():  # vmap would refuse it
+        return value.detach().requires_grad_()
 
 
 def _layout(x: Tensor) -> tuple:

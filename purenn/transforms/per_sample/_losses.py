@@ -4,8 +4,8 @@ from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
+from purenn.transforms.per_sample._below import BelowVmap
 from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape
 
 
@@ -29,17 +29,18 @@ def _cross_entropy(
     lead = 1 if scores.dim() == 2 else 2
     if scores.dim() < 2 or classes.shape != (*scores.shape[:lead], *scores.shape[lead + 1 :]):
         return NotImplemented
-    with temporarily_pop_interpreter_stack():
-        scores, classes = scores.flatten(0, lead - 1), classes.flatten(0, lead - 1)
+    with BelowVmap():
+        if lead == 2:
+            scores, classes = scores.flatten(0, 1), classes.flatten(0, 1)
         each = F.cross_entropy(scores, classes, ignore_index=ignore_index, reduction="none")
         losses = _by_example(each, tape.examples)
         if reduction == "mean":
-            losses = losses / _by_example(classes != ignore_index, tape.examples)
+            losses = losses / _by_example((classes != ignore_index).to(each.dtype), tape.examples)
     return tape.batched(losses)
 
 
 def _by_example(x: Tensor, examples: int) -> Tensor:
-    return x.view(examples) if x.numel() == examples else x.view(examples, -1).sum(1)
+    return x if x.dim() == 1 and len(x) == examples else x.view(examples, -1).sum(1)
 
 
 PHYSICAL_RULES[F.cross_entropy] = _cross_entropy

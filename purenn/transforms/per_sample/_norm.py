@@ -7,10 +7,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch._functorch.pyfunctorch import temporarily_pop_interpreter_stack
 
 from purenn import ops
 from purenn.errors import BatchingError
+from purenn.transforms.per_sample._below import BelowVmap
 from purenn.transforms.per_sample._handle import Handle, Node
 from purenn.transforms.per_sample._part import Later, Part
 from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape, rule
@@ -35,7 +35,7 @@ def _layer_norm(
     if node is None:
         return NotImplemented
     scale, shift = (affine if own is None else own.live for affine, own in zip((weight, bias), nodes, strict=True))
-    with temporarily_pop_interpreter_stack():
+    with BelowVmap():
         y, mean, inverse = torch.native_layer_norm(x, list(normalized_shape), scale, shift, eps)
     used, mean, inverse = x.detach(), mean.detach(), inverse.detach()
 

@@ -9,13 +9,12 @@ Source:
     Scalable and Efficient Training of Large Convolutional Neural Networks with Differential Privacy, 2022.
 """
 
-import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from purenn.transforms.per_sample._part import Part, root
+from purenn.transforms.per_sample._part import Part, cast, root
 
 #: Multiplications and additions in the time in which one number of a gradient is written and read twice, on a CPU.
 _OPERATIONS_A_NUMBER = 64
@@ -45,27 +44,20 @@ class Outer(Part):
     ) -> None:
         super().__init__(left.shape[0], shape, left.element_size())
         self.left, self.right, self.split, self.order = left, right, tuple(split), tuple(order)
+        length, height, width = left.shape[2], left.shape[3], right.shape[3]
+        self.compact = is_compact(length, height, width)
+        self.ghost = self.compact and is_fast(length, height, width)
+        self._left_norms: Tensor | None = None
         # On a CPU a wide product is faster than a tall one.
-        self._is_turned = left.device.type == "cpu" and left.shape[2] > 1 and left.shape[3] > right.shape[3]
+        self._is_turned = length > 1 and height > width and left.device.type == "cpu"
 
     @property
-    def compact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """By the lengths of the sides."""
-        return is_compact(*self._lengths)
-
-    @property
-    def ghost(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
-        """By the lengths of the sides."""
-        return self.compact and is_fast(*self._lengths)
-
-    @property
-    def _lengths(self) -> tuple[int, int, int]:
-        return self.left.shape[2], self.left.shape[3], self.right.shape[3]
-
-    @functools.cached_property
     def left_norms(self) -> Tensor:
         """The norm of each row of the left side, ``[examples, K, T]``."""
-        return torch.linalg.vector_norm(self.left, dim=3)
+        norms = self._left_norms
+        if norms is None:
+            norms = self._left_norms = torch.linalg.vector_norm(self.left, dim=3)
+        return norms
 
     def arrange(self, matrices: Tensor) -> Tensor:
         """``[n, K, p, d]`` as gradients of the parameter, ``[n, *shape]``."""
@@ -86,6 +78,11 @@ class Outer(Part):
         """Those matrices in the parameter."""
         return self.arrange(gradients.mT if self._is_turned else gradients)
 
+    def arranged_sum(self, total: Tensor) -> Tensor:
+        """In the layout of the parameter."""
+        assert self.kept is not None
+        return self.arranged(total.view(1, *self.kept.shape[1:]))[0].contiguous()
+
     def piece(self, start: int, stop: int) -> Tensor:
         """In the layout of the parameter, too."""
         return super().piece(start, stop).contiguous()
@@ -93,13 +90,14 @@ class Outer(Part):
     def summed(self, weights: Tensor) -> Tensor:
         """By one product for all examples, as in the gradient of a batch."""
         left, right = self.left, self.right
+        factors = cast(weights, left.dtype).view(-1, 1, 1, 1)
         # The factors go to the smaller side.
         if left.shape[3] <= right.shape[3]:
-            left = left * weights.to(left.dtype).view(-1, 1, 1, 1)
+            left = left * factors
         else:
-            right = right * weights.to(right.dtype).view(-1, 1, 1, 1)
+            right = right * factors
         if left.shape[1] == 1:
-            matrix = left.flatten(0, 2).T @ right.flatten(0, 2)
+            matrix = left.flatten(0, 2).t().mm(right.flatten(0, 2))
             return self.arrange(matrix[None, None])[0] if self.order else matrix
         left, right = (x.transpose(0, 1).flatten(1, 2) for x in (left, right))
         return self.arrange(torch.bmm(left.mT, right)[None])[0]
@@ -132,7 +130,7 @@ class Outer(Part):
         total = None
         for k in range(self.left.shape[1]):
             term = _between(self.left[:, k], other.left[:, k]).mul_(_between(self.right[:, k], other.right[:, k]))
-            term = term.view(self.examples, self.left.shape[2], other.examples, -1).sum((1, 3))
+            term = term.view(self.examples, self.left.shape[2], other.examples, other.left.shape[2]).sum((1, 3))
             total = term if total is None else total + term
         assert total is not None
         return total
@@ -160,14 +158,14 @@ def _between(one: Tensor, other: Tensor) -> Tensor:
     return one.flatten(0, 1) @ other.flatten(0, 1).T
 
 
-def matrix_part(left: Tensor, right: Tensor, shape: torch.Size) -> Outer:
+def matrix_part(left: Tensor, right: Tensor, shape: torch.Size, examples: int) -> Outer:
     """The part of a parameter that is itself a matrix ``[p, d]``.
 
     Args:
-        left: ``[examples, *, p]``.
-        right: ``[examples, *, d]``.
+        left: ``[examples, *, p]``, or with the examples and their positions as one axis.
+        right: ``[examples, *, d]``, or likewise.
         shape: of the parameter.
+        examples: how many there are.
     """
-    examples, positions = left.shape[0], left.shape[1:-1].numel()
-    left, right = (x.reshape(examples, 1, positions, x.shape[-1]) for x in (left, right))
-    return Outer(left, right, shape, (), ())
+    lead = examples, 1, left.shape[:-1].numel() // examples
+    return Outer(left.reshape(*lead, left.shape[-1]), right.reshape(*lead, right.shape[-1]), shape, (), ())

@@ -5,7 +5,7 @@ products have shorter ways in most forms.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
@@ -79,6 +79,10 @@ class Part:
         """Such gradients as those of the parameter, ``[n, *shape]``."""
         return gradients
 
+    def arranged_sum(self, total: Tensor) -> Tensor:
+        """A sum of such gradients, in one row, as a gradient of the parameter."""
+        return total.view(self.shape)
+
     def piece(self, start: int, stop: int) -> Tensor:
         """The gradients of the examples from `start` to `stop`, made now if they are not kept."""
         return self.made(start, stop) if self.kept is None else self.arranged(self.kept[start:stop])
@@ -89,10 +93,10 @@ class Part:
 
     def weighted_sum(self, weights: Tensor) -> Tensor:
         """The sum over the examples, each times its weight."""
-        if self.kept is None:
+        kept = self.kept
+        if kept is None:
             return self.summed(weights).view(self.shape)
-        total = weights.to(self.kept.dtype) @ rows(self.kept)
-        return self.arranged(total.view(1, *self.kept.shape[1:]))[0].contiguous()
+        return self.arranged_sum(cast(weights, kept.dtype) @ rows(kept))
 
     def plan(self, budget: Budget) -> tuple[str, bool]:
         """How norms will be found, and whether the gradients will be kept; the room for them is taken."""
@@ -167,6 +171,15 @@ class Small(Materialised):
 
     form = CLOSED
 
+    def __init__(self, gradients: Tensor, norms: Callable[[], Tensor] | None = None) -> None:
+        """Take the gradients, ``[examples, *shape]``, and a shorter way to their norms if there is one."""
+        super().__init__(gradients)
+        self._norms = norms
+
+    def norms(self, budget: Budget) -> Tensor:
+        """By the shorter way, if there is one."""
+        return super().norms(budget) if self._norms is None else self._norms()
+
 
 class Later(Small):
     """The same, made when they are asked for.
@@ -174,28 +187,23 @@ class Later(Small):
     Of a layer's bias that is right after its weight, when what both are made of is still in the cache.
     """
 
-    def __init__(
-        self,
-        make: Callable[[], Tensor],
-        parameter: Tensor,
-        examples: int,
-        norms: Callable[[], Tensor] | None = None,
-    ) -> None:
-        """Take note of how to make the gradients, ``[examples, *shape]``, of a parameter; and of how to find norms."""
+    def __init__(self, make: Callable[[], Tensor], parameter: Tensor, examples: int) -> None:
+        """Take note of how to make the gradients of a parameter."""
         Part.__init__(self, examples, parameter.shape, parameter.element_size())
         self._make: Callable[[], Tensor] | None = make
-        self._dtype, self._norms = parameter.dtype, norms
-
-    def norms(self, budget: Budget) -> Tensor:
-        """The shorter way, if there is one."""
-        return super().norms(budget) if self._norms is None else self._norms()
+        self._dtype, self._norms = parameter.dtype, None
 
     @functools.cached_property
     def kept(self) -> Tensor:
         """The gradients; what they are made of is forgotten."""
         assert self._make is not None
-        made, self._make = self._make().to(self._dtype), None
+        made, self._make = cast(self._make(), self._dtype), None
         return made
+
+
+def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in a dtype: without a call of torch where it has it, which is nearly always."""
+    return x if x.dtype == dtype else x.to(dtype)
 
 
 def rows(gradients: Tensor) -> Tensor:
@@ -220,9 +228,9 @@ def norms_of(gradients: Tensor) -> Tensor:
     return torch.linalg.vector_norm(rows(gradients), dim=1)
 
 
-def together(norms: Sequence[Tensor]) -> Tensor:
+def together(norms: list[Tensor]) -> Tensor:
     """The norm of a whole, from those of its pieces."""
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(list(norms)), dim=0)
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
 
 
 def root(squared: Tensor) -> Tensor:

@@ -61,8 +61,8 @@ class Pulled(Part):
     def _pull(self, gradient: Tensor, *, is_batched: bool) -> Tensor:
         with torch.enable_grad():
             (found,) = torch.autograd.grad(
-                self._node.live,
-                self._parameter.live,
+                self._node.source,
+                self._parameter.source,
                 gradient.to(self._node.live.dtype),
                 retain_graph=True,
                 is_grads_batched=is_batched,

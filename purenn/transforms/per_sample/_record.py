@@ -12,7 +12,7 @@ from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._engine import NAME, Recorded
 from purenn.transforms.per_sample._explain import Explanation, explained
 from purenn.transforms.per_sample._kronecker import KroneckerFactors, factors_of
-from purenn.transforms.per_sample._part import Budget, together
+from purenn.transforms.per_sample._part import Budget, cast, together
 from purenn.tree._walk import short
 
 P = TypeVar("P")
@@ -206,10 +206,12 @@ class Record(Generic[P]):
         return explained(next(iter(self._slices())), Budget(self._budget.left))
 
     def _grouped(self, recorded: Recorded, per: str | None) -> dict[str, Tensor]:
+        by_leaf = recorded.norms(self._budget)
+        if per is None:
+            return {"": together(list(by_leaf.values()))}
         groups: dict[str, list[Tensor]] = {}
-        for path, norms in recorded.norms(self._budget).items():
-            name = path if per == "leaf" else _parent(path) if per == "layer" else ""
-            groups.setdefault(name, []).append(norms)
+        for path, norms in by_leaf.items():
+            groups.setdefault(path if per == "leaf" else _parent(path), []).append(norms)
         return {name: together(norms) for name, norms in groups.items()}
 
     def _dense(self, recorded: Recorded) -> list[Tensor]:
@@ -235,7 +237,7 @@ def _factor(norms: Tensor, bound: float, mode: str) -> Tensor:
         return bound / (norms + STABILITY)
     if bound == math.inf:
         return torch.ones_like(norms)
-    return bound / norms.clamp_min(bound)
+    return norms.clamp_min(bound).reciprocal() * bound
 
 
 def _parent(path: str) -> str:
@@ -253,5 +255,5 @@ def _products(mine: Recorded, theirs: Recorded) -> Tensor:
     total = mine.losses.new_zeros(len(mine.losses), len(theirs.losses))
     for (_, _, one), (_, _, other) in zip(mine.named, theirs.named, strict=True):
         if one is not None and other is not None:
-            total = total + one.gram(other).to(total.dtype)
+            total = total + cast(one.gram(other), total.dtype)
     return total

@@ -13,10 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
+from torch._functorch.vmap import lazy_load_decompositions  # pyright: ignore[reportPrivateImportUsage]
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from purenn.errors import MutationError
+from purenn.transforms._batch import Batch
 from purenn.transforms.per_sample._handle import EscapedError, Handle, Node, handles_in, replaced
 from purenn.transforms.per_sample._part import Copies, Part
 
@@ -51,24 +53,31 @@ class Tape:
 
     def __init__(self, paths: list[str], values: list[Tensor]) -> None:
         self.paths = paths
-        self.nodes = [Node(self, value.detach().requires_grad_(), n) for n, value in enumerate(values)]
+        self.nodes = [Node(self, value, n) for n, value in enumerate(values)]
         self.computed: list[Node] = []
         self.examples, self.level = 0, 0
         self._edges: list[GradientEdge] = []
         self._pulls: list[Pull] = []
         self._inputs: list[tuple[Tensor, int, Node]] = []
+        self._computed_versions: list[tuple[Tensor, int]] = []
 
-    def start(self, tensors: list[Tensor]) -> None:
-        """Take note of the vmap that runs now.
+    def losses(self, fn: Callable[..., Tensor], batch: Batch) -> Tensor:
+        """The loss of every example, recorded: what `pn.vmap` does, for a single number.
 
         Args:
-            tensors: those of an example.
+            fn: the loss of one example.
+            batch: its arguments.
         """
-        level = functorch.maybe_current_level()
-        batched = next(x for x in tensors if functorch.is_batchedtensor(x) and functorch.maybe_get_level(x) == level)
-        assert level is not None
-        self.level = level
-        self.examples = functorch.get_unwrapped(batched).shape[functorch.maybe_get_bdim(batched)]
+        lazy_load_decompositions()
+        self.examples, self.level = batch.size, functorch._vmap_increment_nesting(batch.size, "error")
+        try:
+            pairs = zip(batch.leaves, batch.dims, strict=True)
+            leaves = [x if dim is None else functorch._add_batch_dim(x, dim % x.dim(), self.level) for x, dim in pairs]
+            losses = functorch._remove_batch_dim(batch.call(fn, leaves), self.level, batch.size, 0)
+            # One that does not depend on the example comes as one number seen many times: make it many.
+            return losses.contiguous()
+        finally:
+            functorch._vmap_decrement_nesting()
 
     def physical(self, x: Any) -> Tensor | None:
         """The tensor of all examples, ``[examples, *shape]``; None if it is the same for all, or no such tensor."""
@@ -87,7 +96,7 @@ class Tape:
         """Whether a tensor may differ from example to example."""
         return functorch.is_functorch_wrapped_tensor(x)
 
-    def use(self, out: Tensor, used: Tensor, node: Node, pull: Pull) -> Tensor:
+    def use(self, out: Tensor, used: Tensor, node: Node, pull: Pull, seen: Tensor | None = None) -> Tensor:
         """Record that an operation has used a parameter.
 
         Args:
@@ -95,6 +104,7 @@ class Tape:
             used: the physical input that `pull` needs.
             node: what was used.
             pull: called with the gradient of `out`.
+            seen: a view of `out` in the shape in which the loss sees it; `out` itself by default.
 
         Returns:
             The output as the loss sees it.
@@ -106,12 +116,18 @@ class Tape:
             self._edges.append(get_gradient_edge(out))
             self._pulls.append(pull)
             self._inputs.append((used, used._version, node))
-        return self.batched(out)
+            self._note_version(node)
+        return self.batched(out if seen is None else seen)
 
     def watch_copies(self, node: Node, copies: Tensor) -> None:
         """Record that the copies of a parameter, one for each example, are used."""
         self._edges.append(get_gradient_edge(copies))
         self._pulls.append(lambda gradient: [(node, Copies(gradient))])
+        self._note_version(node)
+
+    def _note_version(self, node: Node) -> None:
+        if node.leaf is None:
+            self._computed_versions.append((node.live, node.live._version))
 
     def operation(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The result of an operation that has handles among its arguments."""
@@ -137,7 +153,7 @@ class Tape:
     def _computed(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         # An operation on parameters and constants: once, not once for every example.
         handles = list(handles_in((args, kwargs)))
-        live = replaced((args, kwargs), lambda x: x.node.live if isinstance(x, Handle) else x)
+        live = replaced((args, kwargs), lambda x: x.node.source if isinstance(x, Handle) else x)
         results = func(*live[0], **live[1])
         several = isinstance(results, (tuple, list))
         made = [
@@ -151,11 +167,11 @@ class Tape:
     def _as_handle(self, out: Any, position: int, func: Any, handles: list[Handle], args: tuple, kwargs: dict) -> Any:
         if not isinstance(out, Tensor) or not out.requires_grad:
             return out
-        same = next((handle for handle in handles if handle.node.live is out), None)
+        same = next((handle for handle in handles if handle.node.source is out), None)
         if same is not None:
             return same
         base = replay = None
-        if len(handles) == 1 and out._is_view() and not _repeats(out):
+        if len(handles) == 1 and _is_part(out, handles[0].node.source):
             (handle,) = handles
             base = handle.node if handle.node.leaf is not None else handle.node.base
             replay = self._replay(position, func, handle, args, kwargs) if base is not None else None
@@ -176,15 +192,18 @@ class Tape:
 
         return replay
 
-    def backward(self, total: Tensor) -> None:
+    def backward(self, losses: Tensor) -> None:
         """Give every node the parts of its per-example gradient.
 
         Args:
-            total: the sum of all losses.
+            losses: of all examples.
 
         Raises:
             MutationError: the loss has changed the input of an operation afterwards.
+            EscapedError: it has changed what is computed from parameters, between two uses.
         """
+        if any(value._version != version for value, version in self._computed_versions):
+            raise EscapedError("per_sample.record: what is computed from parameters is written to after its use.")
         for used, version, node in self._inputs:
             if used._version != version:
                 raise MutationError(
@@ -192,9 +211,9 @@ class Tape:
                     f"{self.name(node)}, which the gradient needs. Write `y = f(x)` into a new name instead of "
                     f"changing x in place."
                 )
-        if not total.requires_grad or not self._edges:
+        if not losses.requires_grad or not self._edges:
             return
-        gradients = torch.autograd.grad(total, self._edges, allow_unused=True)
+        gradients = torch.autograd.grad(losses, self._edges, torch.ones_like(losses), allow_unused=True)
         pulls = self._pulls
         self._edges, self._pulls, self._inputs = [], [], []
         for gradient, pull in zip(gradients, pulls, strict=True):
@@ -207,6 +226,7 @@ class Tape:
         for node in (*self.nodes, *self.computed):
             node.forget()
         self.nodes, self.computed, self._edges, self._pulls, self._inputs = [], [], [], [], []
+        self._computed_versions = []
 
     def name(self, node: Node) -> str:
         """The path of a node's parameter, for errors."""
@@ -242,8 +262,17 @@ def _tensors(items: Any) -> Iterator[Tensor]:
             yield from _tensors(item)
 
 
-def _repeats(view: Tensor) -> bool:
-    return any(step == 0 and size > 1 for step, size in zip(view.stride(), view.shape, strict=True))
+def _is_part(view: Tensor, whole: Tensor) -> bool:
+    # Whether it is a view that has no element of the other twice: then both have the same norms of gradients. A view of
+    # an intermediate result, as some functions return one, is none.
+    if not view._is_view() or view._base is not (whole if whole._base is None else whole._base):
+        return False
+    reach = 0
+    for step, size in sorted(zip(view.stride(), view.shape, strict=True)):
+        if size > 1 and step <= reach:
+            return False
+        reach += step * (size - 1)
+    return True
 
 
 _QUESTIONS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
