@@ -17,7 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from purenn._modes import derivatives_around, is_plain
+from purenn._modes import derivatives_around, is_plain, runs_at_once
 
 Running = tuple[Float[Tensor, " channels"] | None, Float[Tensor, " channels"] | None]
 
@@ -89,7 +89,9 @@ def batch_norm(
         given = x, running_mean, running_var, weight, bias
         return handle_torch_function(batch_norm, (x, weight, bias), *given, train=train, momentum=momentum, eps=eps)
     by_running = not train and running_mean is not None and running_var is not None
-    if is_plain() and (by_running or (x.numel() > x.shape[1] and not x.is_meta)):
+    # The fused form has right second derivatives; its batching rules and third ones are wrong.
+    fused = runs_at_once() and derivatives_around() < 2
+    if fused and (by_running or (x.numel() > x.shape[1] and not x.is_meta)):
         keep = _copy if train else _constant
         running = keep(running_mean), keep(running_var)
         wide = one_space(x) if _is_differentiated(x, weight, bias) else x
