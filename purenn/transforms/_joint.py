@@ -13,6 +13,7 @@ from torch import fx
 
 from purenn.transforms._graph import aliased, memory_of
 from purenn.transforms._program import has_no_gradient
+from purenn.transforms._unused import has_effect
 
 _VIEWS = frozenset(
     {
@@ -73,8 +74,7 @@ def _needed(nodes: list[fx.Node], outputs: list[fx.Node], cotangents: set[fx.Nod
             late.add(node)
     needed = {node for node in outputs if node.op == "call_function"}
     for node in nodes:
-        schema = getattr(node.target, "_schema", None)
-        if node.op == "call_function" and node not in late and schema is not None and schema.is_mutable:
+        if node.op == "call_function" and node not in late and has_effect(node):
             needed.add(node)
     needed |= _read_before_writes(nodes, late)
     for node in reversed(nodes):
