@@ -2,6 +2,7 @@
 
 import copy
 
+import optree
 import pytest
 import torch
 from torch import Tensor, nn
@@ -157,3 +158,16 @@ def test_functions_that_refer_to_a_tensor() -> None:
         "it can have no other value; let it refer to the module. Keep that out of the module's attributes, or give its "
         "class a __deepcopy__."
     )
+
+
+def test_generators_that_modules_keep() -> None:
+    """Containers of modules with generators are of one structure if the generators are in the same state."""
+
+    def module(seed: int) -> nn.Module:
+        made = nn.Linear(2, 2)
+        made.generator = torch.Generator().manual_seed(seed)
+        return made
+
+    one, alike, other = [optree.tree_structure(bridge.from_module(module(seed))) for seed in (1, 1, 2)]
+    assert one == alike
+    assert one != other

@@ -426,6 +426,16 @@ def no_positions(device: torch.device) -> Case:
 
 
 @case
+def no_indices(device: torch.device) -> Case:
+    p = {name: L.Embedding.init(key, 5, 3, dtype=D) for name, key in zip("ab", keys(device, 2), strict=True)}
+
+    def f(p: dict, i: Tensor) -> Tensor:
+        return squares(p["a"](i[:0])) + squares(p["a"](i)) + squares(p["b"](i[:0]))
+
+    return Case(f, p, (whole(device, 5, EXAMPLES, 2),))
+
+
+@case
 def weights_written_in_place(device: torch.device) -> Case:
     p = {name: draw(device, 3, 4, seed=n) for n, name in enumerate("abc")}
 
