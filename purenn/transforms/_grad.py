@@ -109,7 +109,7 @@ def _differentiate(
         rest = tensors_in(*call.rest.values())
         before, before_rest = versions([value for _, value in others]), versions(rest)
         with translated(name):
-            lean = outermost() and not wants_outer_graph(call)
+            lean = outermost() and not wants_outer_graph(call, rest)
             done = lean_value_and_grad(name, call, has_aux, closures) if lean else False
             if isinstance(done, bool):
                 # A function that has been run in vain uses its keys again, which is no fault of its own.

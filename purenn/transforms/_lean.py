@@ -205,15 +205,20 @@ def _global_names(code: types.CodeType) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*code.co_names, *(name for c in inner for name in _global_names(c)))))
 
 
-def wants_outer_graph(problem: Problem) -> bool:
-    """Whether an argument requires grad while grad mode is on, so that the result must be differentiable."""
+def wants_outer_graph(problem: Problem, rest: list[Tensor]) -> bool:
+    """Whether an argument requires grad while grad mode is on, so that the result must be differentiable.
+
+    Args:
+        problem: the call.
+        rest: the tensors in its arguments that are not differentiated.
+    """
     if not torch.is_grad_enabled():
         return False
     for argument in problem.arguments:
         for leaf in argument.leaves:
             if isinstance(leaf, Tensor) and leaf.requires_grad:
                 return True
-    return any(tensor.requires_grad for tensor in tensors_in(*problem.rest.values()))
+    return any(tensor.requires_grad for tensor in rest)
 
 
 def lean_value_and_grad(
