@@ -16,7 +16,7 @@ import contextlib
 import functools
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -26,6 +26,8 @@ import torch
 from torch import Tensor, nn
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.autograd.graph import _engine_run_backward
+from torch.overrides import has_torch_function
 
 from purenn._modes import nothing_differentiated_again
 from purenn.errors import MutationError
@@ -245,10 +247,16 @@ def lean_value_and_grad(
             closures.learn(signature, free)
             if not free:
                 return True
-        if not value.requires_grad:
-            return value, detached(aux), [torch.zeros_like(leaf) for leaf in values]
-        gradients = torch.autograd.grad(value, leaves, allow_unused=True, materialize_grads=True)
-    return value.detach(), detached(aux), list(gradients)
+        found = _gradients(value, tuple(leaves)) if value.requires_grad else [None] * len(leaves)
+    gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(values, found, strict=True)]
+    return value.detach(), detached(aux), gradients
+
+
+def _gradients(value: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
+    if has_torch_function(leaves):
+        return torch.autograd.grad(value, leaves, allow_unused=True)
+    # All that torch.autograd.grad does beyond this call is to look at every leaf twice.
+    return _engine_run_backward((value,), (torch.ones_like(value),), False, False, leaves, True, accumulate_grad=False)
 
 
 def _require_untouched(name: str, before: Any, after: Any) -> None:

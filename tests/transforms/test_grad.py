@@ -48,6 +48,18 @@ def test_unused_parameters_get_zeros(device: torch.device) -> None:
     assert torch.equal(constant.first.weight, torch.zeros_like(p.first.weight))
 
 
+class _Named(torch.Tensor):
+    """A tensor class whose operations go through its own `__torch_function__`."""
+
+
+def test_subclasses_of_tensor_keep_their_class(device: torch.device) -> None:
+    """The gradient with respect to a tensor of a class of its own is of that class, with the same numbers."""
+    w = torch.arange(3.0, dtype=DOUBLE, device=device)
+    gradient = pn.grad(lambda w: w.square().sum())(w.as_subclass(_Named))
+    assert isinstance(gradient, _Named)
+    assert torch.equal(gradient.as_subclass(Tensor), 2 * w)
+
+
 def test_value_and_grad_and_auxiliary_output(device: torch.device) -> None:
     """The value comes first; auxiliary output is any tree and has no graph."""
     p, x = make(device), inputs(device)
