@@ -4,6 +4,8 @@ Outside transformations these are torch's fused kernels, given fresh buffers to 
 (weight and bias) stays out of the kernel, because torch's batching rules for the fused affine form give silently wrong
 numbers in the gradient of a vmap of a gradient; the statistics come from the kernel's own second and third outputs.
 
+With a bias alone the kernels have no second derivative, or a silently wrong one: it is added outside of them.
+
 Third derivatives of these kernels are silently wrong in torch, but for one. So where a derivative of a derivative is
 seen to be taken, to which an outermost gradient may add a third, ordinary operations take their place. Where plain
 autograd takes more than one of the three, or a compiler traces them, nothing is seen, and the numbers are torch.nn's.
@@ -18,6 +20,7 @@ from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from purenn._modes import derivatives_around, is_plain, runs_at_once
+from purenn.ops._batch_kernel import is_large, large_batch_norm
 
 Running = tuple[Float[Tensor, " channels"] | None, Float[Tensor, " channels"] | None]
 
@@ -88,10 +91,14 @@ def batch_norm(
     if has_torch_function_variadic(x, weight, bias):
         given = x, running_mean, running_var, weight, bias
         return handle_torch_function(batch_norm, (x, weight, bias), *given, train=train, momentum=momentum, eps=eps)
+    if weight is None and bias is not None:
+        y, running = batch_norm(x, running_mean, running_var, train=train, momentum=momentum, eps=eps)
+        return _affine(y, None, bias), running
     by_running = not train and running_mean is not None and running_var is not None
     # The fused form has right second derivatives; its batching rules and third ones are wrong.
     fused = runs_at_once() and derivatives_around() < 2
-    if fused and (by_running or (x.numel() > x.shape[1] and not x.is_meta)):
+    large = fused and not by_running and is_large(x, weight, bias)
+    if fused and not large and (by_running or (x.numel() > x.shape[1] and not x.is_meta)):
         keep = _copy if train else _constant
         running = keep(running_mean), keep(running_var)
         wide = one_space(x) if _is_differentiated(x, weight, bias) else x
@@ -106,11 +113,15 @@ def batch_norm(
         return _affine(x, scale, shift), running
     if x.numel() == 0:
         return _affine(x, weight, bias), running
-    y, mean, var = standardise(x, eps=eps)
+    if large:
+        y, mean, var = large_batch_norm(x, weight, bias, eps)
+    else:
+        y, mean, var = standardise(x, eps=eps)
+        y = _affine(y, weight, bias)
     if train and running_mean is not None and running_var is not None:
         count = x.numel() // x.shape[1]
         running = _mix(running_mean, mean, momentum), _mix(running_var, var * (count / max(count - 1, 1)), momentum)
-    return _affine(y, weight, bias), running
+    return y, running
 
 
 def instance_norm(
@@ -132,9 +143,14 @@ def instance_norm(
         Ulyanov, Vedaldi, Lempitsky: Instance Normalization, 2016.
     """
     running = running_mean, running_var = _detached(running_mean), _detached(running_var)
+    if weight is None and bias is not None:
+        y, running = instance_norm(x, *running, train=train, momentum=momentum, eps=eps)
+        return _affine(y, None, bias), running
     if x.numel() == 0 or (not train and running_mean is not None):
         return batch_norm(x, running_mean, running_var, weight, bias, eps=eps)
     if is_plain():
+        if x.is_cpu and running_mean is None:  # there the same numbers come sooner from the kernel for groups
+            return F.group_norm(x, x.shape[1], weight, bias, eps), running
         updated = (_copy(running_mean), _copy(running_var)) if train else (None, None)
         y = F.instance_norm(one_space(x), *updated, weight, bias, True, momentum, eps)
         return all_space(y, x), updated
@@ -169,6 +185,8 @@ def group_norm(
     """
     if has_torch_function_variadic(x, weight, bias):
         return handle_torch_function(group_norm, (x, weight, bias), x, num_groups, weight, bias, eps=eps)
+    if weight is None and bias is not None:
+        return _affine(group_norm(x, num_groups, eps=eps), None, bias)
     if is_plain():
         return F.group_norm(x, num_groups, weight, bias, eps)
     if x.numel() == 0:
@@ -199,6 +217,8 @@ def layer_norm(
     """
     if has_torch_function_variadic(x, weight, bias):
         return handle_torch_function(layer_norm, (x, weight, bias), x, normalized_shape, weight, bias, eps=eps)
+    if weight is None and bias is not None:
+        return (layer_norm(x, normalized_shape, eps=eps) + bias).to(x.dtype)
     if is_plain():
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
     if derivatives_around() > 1:

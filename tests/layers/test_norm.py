@@ -16,6 +16,7 @@ from torch.func import grad, vmap
 import bridge
 import purenn as pn
 from purenn import layers
+from purenn.ops import batch_norm, group_norm, instance_norm, layer_norm
 
 SPACE = {1: (5,), 2: (3, 4), 3: (2, 3, 2)}
 
@@ -486,3 +487,22 @@ def test_errors(wrong: Callable[[], Any], text: str) -> None:
         wrong()
     assert isinstance(caught.value, pn.errors.PurennError)
     assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x, bias: batch_norm(x, bias=bias, train=True)[0],
+        lambda x, bias: instance_norm(x, bias=bias)[0],
+        lambda x, bias: group_norm(x, 2, bias=bias),
+        lambda x, bias: layer_norm(x.movedim(1, -1), (4,), bias=bias),
+    ],
+    ids=["batch", "instance", "group", "layer"],
+)
+def test_second_derivatives_with_a_bias_alone(device: torch.device, function: Callable[..., Tensor]) -> None:
+    """Without a weight the bias has second derivatives too, where torch's kernels have none or wrong ones."""
+    generator = torch.Generator().manual_seed(0)
+    x, bias = (torch.randn(shape, generator=generator, dtype=torch.float64) for shape in ((2, 4, 3), (4,)))
+    inputs = [tensor.to(device).requires_grad_() for tensor in (x, bias)]
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
