@@ -13,8 +13,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn import functional as F
 
-from purenn.layers._max_pool import is_large, max_pool
 from purenn.layers._spatial import Sizes, check_spatial
+from purenn.ops._max_pool import is_large, max_pool
 from purenn.tree import Layer, applies, container, static
 
 
@@ -87,7 +87,7 @@ def max_pool3d(
 def _max_pool(function: Callable[..., Any], p: _MaxPool, x: Tensor, dimensions: int) -> Any:
     check_spatial("max_pool", x, dimensions)
     options = p.kernel_size, p.stride, p.padding, p.dilation, p.ceil_mode
-    if p.dilation in (1, (1,) * dimensions) and is_large(x, dimensions):
+    if is_large(x, dimensions, p.dilation):
         y, places = max_pool(function, x, *options)
         return (y, places) if p.return_indices else y
     return function(x, *options, return_indices=p.return_indices)

@@ -275,6 +275,17 @@ def repeated_elements(device: torch.device) -> Case:
 
 
 @case
+def views_by_addresses(device: torch.device) -> Case:
+    p = {"w": draw(device, 4, 4), "v": draw(device, 4, 4, seed=3), "unused": draw(device)}
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        seen = p["w"].as_strided((2, 4), (8, 1), 4)
+        return squares(x * seen) + squares(torch.vmap(lambda row: row @ p["v"].as_strided((4, 4), (4, 1)))(x))
+
+    return Case(f, p, (draw(device, EXAMPLES, 2, 4),), {"w": M, "v": M, "unused": "unused"})
+
+
+@case
 def views_of_results(device: torch.device) -> Case:
     p = {"t": draw(device, 2, 3, 4), "w": draw(device, 3, 4, seed=3)}
     mix, kernel = draw(device, 5, 4, seed=5), draw(device, 3, 1, 2, seed=6)

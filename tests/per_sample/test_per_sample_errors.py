@@ -63,6 +63,19 @@ def test_mean_over_the_batch(device: torch.device) -> None:
     )
 
 
+def test_kronecker_factors_of_a_released_record(device: torch.device) -> None:
+    """What a record has released it does not take for empty."""
+    p, x, _ = setting(device)
+    record = pn.per_sample.record(lambda p, x: p(x).sum(), p, (x,))
+    record.release()
+    refused(
+        ArgumentError,
+        "per_sample.record: kfac is made of inputs and output gradients, which release() has given up: ask for it "
+        "before.",
+        record.kfac,
+    )
+
+
 def test_vector_loss(device: torch.device) -> None:
     """The loss of one example is a scalar."""
     p, x, _ = setting(device)

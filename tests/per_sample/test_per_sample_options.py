@@ -1,6 +1,7 @@
 """The options of a record, and how records behave within other transformations."""
 
 import gc
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -183,6 +184,26 @@ def test_gradients_after_their_norms(shape: tuple[int, int], device: torch.devic
     assert total.is_contiguous()
     torch.testing.assert_close(found, wanted, rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(total, wanted.sum(0), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("lead", [(), (1,)])
+@pytest.mark.parametrize(
+    ("pool", "space"), [(F.max_pool2d, (32, 32)), (F.max_pool2d, (30, 40)), (F.max_pool3d, (8, 16, 16))]
+)
+def test_maxima_of_large_batches(
+    pool: Callable[..., Any], space: tuple[int, ...], lead: tuple[int, ...], device: torch.device
+) -> None:
+    """Gradients through maxima over windows are those of vmap where the batch is so large that it is pooled as one."""
+    p = {"w": pn.random.normal(pn.random.key(0, device), (16, *[1] * len(space)), dtype=D)}
+    x = pn.random.normal(pn.random.key(1, device), (3, *lead, 16, *space), dtype=D)
+
+    def f(p: Any, x: Any) -> Any:
+        return pool(x * p["w"], 3, stride=2, padding=1, ceil_mode=True).sin().sum()
+
+    wanted = pn.vmap(pn.grad(f), (None, 0))(p, x)["w"]
+    found = pn.per_sample.record(f, p, (x,))
+    torch.testing.assert_close(found.grads()["w"], wanted, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(found.losses, pn.vmap(f, (None, 0))(p, x), rtol=1e-12, atol=1e-12)
 
 
 @pytest.mark.parametrize("size", [None, 2])

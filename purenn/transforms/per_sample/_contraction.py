@@ -57,7 +57,7 @@ def _contract(tape: Tape, parameter: Handle, x: Tensor, own: str, data: str, out
     def pull(gradient: Tensor) -> list:
         left = _arranged(gradient, out, blocks, length, rows)
         right = _arranged(used, data, blocks, length, columns)
-        return [(node, Outer(left, right, node.live.shape, split, [inner.index(i) for i in own]))]
+        return [(node, Outer(left, right, left.shape[:3], node.live.shape, split, [inner.index(i) for i in own]))]
 
     y = torch.einsum(f"{new}{data},{own}->{new}{out}", x, node.live)
     return tape.use(y, used, node, pull)

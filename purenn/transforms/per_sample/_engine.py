@@ -14,7 +14,7 @@ from purenn.random import strict
 from purenn.transforms._batch import Batch, taken_apart
 from purenn.transforms._grad import value_and_grad
 from purenn.transforms._lean import outermost, reaches_others
-from purenn.transforms._leaves import Argument, require_chosen, scalar_output, take_apart, tensors_in, versions
+from purenn.transforms._leaves import Argument, require_chosen, scalar_output, take_apart, versions
 from purenn.transforms._translate import refuse_writes, translated
 from purenn.transforms._vmap import vmap
 from purenn.transforms.per_sample import (
@@ -25,6 +25,7 @@ from purenn.transforms.per_sample import (
     _linear,
     _losses,
     _norm,
+    _pooling,
     _recurrent,
 )
 from purenn.transforms.per_sample._handle import EscapedError, Handle, Node
@@ -37,7 +38,7 @@ from purenn.tree._watch import is_watched, watching
 
 NAME = "per_sample.record"
 #: Importing them has registered them.
-RULES = (_attention, _contraction, _convolution, _embedding, _linear, _losses, _norm, _recurrent)
+RULES = (_attention, _contraction, _convolution, _embedding, _linear, _losses, _norm, _pooling, _recurrent)
 
 
 class Recorded(NamedTuple):
@@ -72,7 +73,7 @@ class Recorded(NamedTuple):
         """A tensor for every leaf: of its part, or zeros ``[*lead, *shape]`` if it has none."""
         # From the last to the first: a bias before its weight, whose product takes from the cache what both share.
         found = [
-            value.new_zeros(*lead, *value.shape) if part is None else cast(of_part(path, part), value.dtype)
+            value.new_zeros((*lead, *value.shape)) if part is None else cast(of_part(path, part), value.dtype)
             for path, value, part in reversed(self.named)
         ]
         return found[::-1]
@@ -92,10 +93,11 @@ def run(fn: Callable[..., Tensor], p: Any, batch: tuple, in_dims: Any, keys: Ten
     require_function(NAME, fn)
     argument = take_apart(p)
     require_chosen(NAME, (0,), (argument,))
-    given = tensors_in((argument.leaves, batch, named))
+    examples = taken_apart(in_dims, batch, named)
+    given = [leaf for leaf in (*argument.leaves, *examples.leaves) if isinstance(leaf, Tensor)]
     if _is_recordable(argument, given):
         with contextlib.suppress(EscapedError):
-            recorded = _by_recording(fn, argument, taken_apart(in_dims, batch, named), given)
+            recorded = _by_recording(fn, argument, examples, given)
             if recorded is not None:
                 return recorded
         # A function that has been run in vain uses its keys again, which is no fault of its own.

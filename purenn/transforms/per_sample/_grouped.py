@@ -18,7 +18,7 @@ class Grouped(Part):
     def __init__(self, inner: Part, units: Tensor, count: int) -> None:
         super().__init__(count, inner.shape, inner.item)
         self.inner, self.units = inner, units
-        self.ghost = isinstance(inner, Outer) and inner.left.shape[2] == 1
+        self.ghost = isinstance(inner, Outer) and inner.lead[2] == 1
 
     def made(self, start: int, stop: int) -> Tensor:
         """The rows' gradients, added up."""

@@ -67,7 +67,7 @@ def _merged(parts: Iterable[Part]) -> list[Part]:
 
 def _kind(part: Part) -> tuple:
     if isinstance(part, Outer):
-        return "outer", part.split, part.order, part.left.shape[1], part.left.shape[3]
+        return "outer", part.split, part.order, part.lead[1], part.sides[0].shape[-1]
     if isinstance(part, Rows):
         return ("rows",)
     if isinstance(part, Materialised):
@@ -80,7 +80,7 @@ def _kind(part: Part) -> tuple:
 def _merge_outers(parts: Sequence[Any]) -> Part:
     # A weight that is used twice is a longer sequence.
     left, right = (torch.cat([getattr(part, side) for part in parts], 2) for side in ("left", "right"))
-    return Outer(left, right, parts[0].shape, parts[0].split, parts[0].order)
+    return Outer(left, right, left.shape[:3], parts[0].shape, parts[0].split, parts[0].order)
 
 
 def _merge_materialised(parts: Sequence[Any]) -> Part:

@@ -1,16 +1,20 @@
 """Gradients of convolution kernels, one for each example, as a single operation.
 
 On the CPU the ordinary kernel of the gradient runs once for each example, which is faster than one grouped convolution
-and needs no windows. As an operation of its own it is one node of a compiled graph instead of one for each example. On
-other devices all examples are one grouped convolution.
+and needs no windows; of small images these are laid out after all, those of one example at a time. As an operation of
+its own it is one node of a compiled graph instead of one for each example. On other devices all examples are one
+grouped convolution.
 """
 
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, library
 
 _backward = torch.ops.aten.convolution_backward.default
+# Up to so many numbers in an image torch lays out windows too, and takes longer.
+_MOST_IN_WINDOWS = 20480
 
 
 class Convolution(NamedTuple):
@@ -66,6 +70,8 @@ def _weight_gradients(
 ) -> Tensor:
     options = Convolution(stride, padding, dilation, transposed, output_padding, groups)
     if gradient.device.type == "cpu":
+        if _is_small(input, weight, examples, options):
+            return _by_windows(gradient, input, weight, examples, options)
         return _one_by_one(gradient, input, weight, examples, options)
     return _grouped(gradient, input, weight, examples, options)
 
@@ -82,6 +88,25 @@ def _one_by_one(gradient: Tensor, input: Tensor, weight: Tensor, examples: int, 
         part = slice(n * inner, (n + 1) * inner)
         made[n] = weight_gradient(gradient[part], input[part], weight, options)
     return made
+
+
+def _is_small(input: Tensor, weight: Tensor, examples: int, options: Convolution) -> bool:
+    is_plain = options.groups == 1 and not options.transposed and weight.dim() == 4 and len(input) == examples
+    return is_plain and weight.dtype in (torch.float32, torch.float64) and input.shape[1:].numel() <= _MOST_IN_WINDOWS
+
+
+def _by_windows(gradient: Tensor, input: Tensor, weight: Tensor, examples: int, options: Convolution) -> Tensor:
+    (down, right), (above, left), (lower, further) = options.sizes
+    sizes = *weight.shape[1:], *gradient.shape[2:]
+    windows = input.new_empty(sizes)
+    matrix = windows.flatten(3).flatten(0, 2).t()
+    made = gradient.new_empty(examples, weight.shape[0], matrix.shape[1])
+    for own, one, x in zip(made, gradient.flatten(2), input, strict=True):
+        wide = F.pad(x, (left, left, above, above))
+        channel, row, column = wide.stride()
+        windows.copy_(wide.as_strided(sizes, (channel, row * lower, column * further, row * down, column * right)))
+        torch.mm(one, matrix, out=own)
+    return made.view(examples, *weight.shape)
 
 
 def _grouped(gradient: Tensor, input: Tensor, weight: Tensor, examples: int, options: Convolution) -> Tensor:

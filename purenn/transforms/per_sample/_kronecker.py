@@ -55,7 +55,7 @@ def factors_of(slices: Iterable[Recorded]) -> dict[str, KroneckerFactors]:
 
 def _sides(part: Part) -> tuple[Tensor, Tensor] | None:
     # Output gradients [examples, positions, out] and inputs [examples, positions, in].
-    if isinstance(part, Outer) and part.left.shape[1] == 1 and not part.order:
+    if isinstance(part, Outer) and part.lead[1] == 1 and not part.order:
         return part.left[:, 0], part.right[:, 0]
     if isinstance(part, Windows) and part.has_windows:
         return part.gradient.flatten(2).mT, part.windows().mT

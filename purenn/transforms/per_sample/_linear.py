@@ -46,12 +46,12 @@ def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
 
 
 def _bias_part(bias: Tensor, gradient: Tensor, of_weight: Outer, is_left: bool) -> Part:
-    examples, positions = of_weight.examples, of_weight.left.shape[2]
+    examples, positions = of_weight.examples, of_weight.lead[2]
     if positions != 1:
         by_example = gradient.reshape(examples, positions, gradient.shape[-1])
         return Later(lambda: over_positions(by_example), bias, examples)
     # At a single position it is the side of the matrix's gradient that has its norms taken anyway.
-    return Small(gradient, (lambda: of_weight.left_norms.view(examples)) if is_left else None)
+    return Small(gradient, (lambda: of_weight.left_norms) if is_left else None)
 
 
 def _affine(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, used: Tensor, node: Node, pull: Pull) -> Tensor:

@@ -35,12 +35,12 @@ def _cross_entropy(
         each = F.cross_entropy(scores, classes, ignore_index=ignore_index, reduction="none")
         losses = _by_example(each, tape.examples)
         if reduction == "mean":
-            losses = losses / _by_example((classes != ignore_index).to(each.dtype), tape.examples)
+            losses = losses / _by_example(classes != ignore_index, tape.examples)
     return tape.batched(losses)
 
 
 def _by_example(x: Tensor, examples: int) -> Tensor:
-    return x if x.dim() == 1 and len(x) == examples else x.view(examples, -1).sum(1)
+    return x if x.dim() == 1 and x.shape[0] == examples else x.view(examples, -1).sum(1)
 
 
 PHYSICAL_RULES[F.cross_entropy] = _cross_entropy

@@ -43,10 +43,10 @@ def _layer_norm(
         parts: list[tuple[Node, Part]] = []
         if factors is not None:
             make = functools.partial(_of_factors, used, mean, inverse, gradient, factors.live.shape)
-            parts.append((factors, Later(make, factors.live, len(gradient))))
+            parts.append((factors, Later(make, factors.live, tape.examples)))
         if summands is not None:
             make = functools.partial(_per_example, gradient, summands.live.shape)
-            parts.append((summands, Later(make, summands.live, len(gradient))))
+            parts.append((summands, Later(make, summands.live, tape.examples)))
         return parts
 
     return tape.use(y, used, node, pull)
@@ -57,7 +57,7 @@ def _of_factors(x: Tensor, mean: Tensor, inverse: Tensor, gradient: Tensor, shap
 
 
 def _per_example(x: Tensor, shape: torch.Size) -> Tensor:
-    return x.reshape(len(x), -1, *shape).sum(1)
+    return x.reshape(x.shape[0], -1, *shape).sum(1)
 
 
 def _copies(tape: Tape, affine: Any) -> Tensor | None:

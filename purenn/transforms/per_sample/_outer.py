@@ -34,17 +34,23 @@ class Outer(Part):
     """The sum over T of outer products ``left[n, k, t] right[n, k, t]^T``, for each n of the examples.
 
     Attributes:
-        left: ``[examples, K, T, p]``.
-        right: ``[examples, K, T, d]``.
+        sides: ``[*, p]`` and ``[*, d]``, whose leading axes are those of `lead`, whether as one or as several.
+        lead: examples, K and T.
         order: where the K matrices ``[K, p, d]`` with their axes split go in the parameter: see `arrange`.
     """
 
     def __init__(
-        self, left: Tensor, right: Tensor, shape: torch.Size, split: Sequence[int], order: Sequence[int]
+        self,
+        left: Tensor,
+        right: Tensor,
+        lead: Sequence[int],
+        shape: torch.Size,
+        split: Sequence[int] = (),
+        order: Sequence[int] = (),
     ) -> None:
-        super().__init__(left.shape[0], shape, left.element_size())
-        self.left, self.right, self.split, self.order = left, right, tuple(split), tuple(order)
-        length, height, width = left.shape[2], left.shape[3], right.shape[3]
+        super().__init__(lead[0], shape, left.element_size())
+        self.sides, self.lead, self.split, self.order = (left, right), tuple(lead), tuple(split), tuple(order)
+        length, height, width = lead[2], left.shape[-1], right.shape[-1]
         self.compact = is_compact(length, height, width)
         self.ghost = self.compact and is_fast(length, height, width)
         self._left_norms: Tensor | None = None
@@ -52,11 +58,21 @@ class Outer(Part):
         self._is_turned = length > 1 and height > width and left.device.type == "cpu"
 
     @property
+    def left(self) -> Tensor:
+        """The left side, ``[examples, K, T, p]``."""
+        return self.sides[0].reshape(*self.lead, self.sides[0].shape[-1])
+
+    @property
+    def right(self) -> Tensor:
+        """The right side, ``[examples, K, T, d]``."""
+        return self.sides[1].reshape(*self.lead, self.sides[1].shape[-1])
+
+    @property
     def left_norms(self) -> Tensor:
-        """The norm of each row of the left side, ``[examples, K, T]``."""
+        """The norm of each row of the left side, ``[examples * K * T]``."""
         norms = self._left_norms
         if norms is None:
-            norms = self._left_norms = torch.linalg.vector_norm(self.left, dim=3)
+            norms = self._left_norms = torch.linalg.vector_norm(_flat(self.sides[0]), dim=1)
         return norms
 
     def arrange(self, matrices: Tensor) -> Tensor:
@@ -89,48 +105,54 @@ class Outer(Part):
 
     def summed(self, weights: Tensor) -> Tensor:
         """By one product for all examples, as in the gradient of a batch."""
-        left, right = self.left, self.right
-        factors = cast(weights, left.dtype).view(-1, 1, 1, 1)
-        # The factors go to the smaller side.
-        if left.shape[3] <= right.shape[3]:
-            left = left * factors
+        left, right = self.sides
+        factors = cast(weights, left.dtype)
+        # They go to the smaller side.
+        if left.shape[-1] <= right.shape[-1]:
+            left = self._scaled(left, factors)
         else:
-            right = right * factors
-        if left.shape[1] == 1:
-            matrix = left.flatten(0, 2).t().mm(right.flatten(0, 2))
+            right = self._scaled(right, factors)
+        if self.lead[1] == 1:
+            matrix = _flat(left).t().mm(_flat(right))
             return self.arrange(matrix[None, None])[0] if self.order else matrix
-        left, right = (x.transpose(0, 1).flatten(1, 2) for x in (left, right))
+        left, right = (x.view(*self.lead, x.shape[-1]).transpose(0, 1).flatten(1, 2) for x in (left, right))
         return self.arrange(torch.bmm(left.mT, right)[None])[0]
+
+    def _scaled(self, side: Tensor, factors: Tensor) -> Tensor:
+        if side.dim() == 2 and side.shape[0] == self.examples:
+            return side * factors[:, None]
+        return side.reshape(self.examples, self.lead[1] * self.lead[2], side.shape[-1]) * factors[:, None, None]
 
     def release(self) -> None:
         """Forget both sides."""
-        self.left = self.right = self.left.new_empty(0)
+        self.sides = self.sides[0].new_empty(0), self.sides[0].new_empty(0)
 
     def ghost_norms(self) -> Tensor:
         """By the two matrices over the positions."""
-        left, right = self.left, self.right
-        if left.shape[2] == 1:
-            norms = self.left_norms * torch.linalg.vector_norm(right, dim=3)
-            return norms.view(self.examples) if left.shape[1] == 1 else torch.linalg.vector_norm(norms, dim=(1, 2))
-        flat = left.flatten(0, 1), right.flatten(0, 1)
+        if self.lead[2] == 1:
+            norms = self.left_norms * torch.linalg.vector_norm(_flat(self.sides[1]), dim=1)
+            return norms if self.lead[1] == 1 else torch.linalg.vector_norm(norms.view(*self.lead[:2]), dim=1)
+        flat = self.left.flatten(0, 1), self.right.flatten(0, 1)
         products = torch.bmm(flat[0], flat[0].mT).mul_(torch.bmm(flat[1], flat[1].mT))
         return root(products.view(self.examples, -1).sum(1))
 
     def second_moment(self) -> Tensor:
         """The squares of a single outer product are the outer product of the squares."""
-        if self.kept is not None or self.left.shape[2] != 1:
+        if self.kept is not None or self.lead[2] != 1:
             return super().second_moment()
-        ones = self.left.new_ones(self.examples)
-        return Outer(self.left.square(), self.right.square(), self.shape, self.split, self.order).summed(ones)
+        left, right = self.sides
+        ones = left.new_ones(self.examples)
+        return Outer(left.square(), right.square(), self.lead, self.shape, self.split, self.order).summed(ones)
 
     def gram(self, other: Part) -> Tensor:
         """As norms, between different examples."""
         if not isinstance(other, Outer) or self._is_made(other) or not self._is_gram_ghost(other):
             return super().gram(other)
+        left, right, their_left, their_right = self.left, self.right, other.left, other.right
         total = None
-        for k in range(self.left.shape[1]):
-            term = _between(self.left[:, k], other.left[:, k]).mul_(_between(self.right[:, k], other.right[:, k]))
-            term = term.view(self.examples, self.left.shape[2], other.examples, other.left.shape[2]).sum((1, 3))
+        for k in range(self.lead[1]):
+            term = _between(left[:, k], their_left[:, k]).mul_(_between(right[:, k], their_right[:, k]))
+            term = term.view(self.examples, self.lead[2], other.examples, other.lead[2]).sum((1, 3))
             total = term if total is None else total + term
         assert total is not None
         return total
@@ -139,8 +161,8 @@ class Outer(Part):
         return self.kept is not None or other.kept is not None
 
     def _is_gram_ghost(self, other: "Outer") -> bool:
-        _, groups, length, rows = self.left.shape
-        columns, theirs = self.right.shape[3], other.left.shape[2]
+        _, groups, length = self.lead
+        rows, columns, theirs = self.sides[0].shape[-1], self.sides[1].shape[-1], other.lead[2]
         by_matrices = groups * self.examples * length * other.examples * theirs * (rows + columns)
         count = rows * columns * groups
         return by_matrices <= count * (
@@ -152,6 +174,10 @@ def _products(left: Tensor, right: Tensor) -> Tensor:
     if left.shape[2] == 1:
         return left.mT * right
     return torch.bmm(left.flatten(0, 1).mT, right.flatten(0, 1)).unflatten(0, left.shape[:2])
+
+
+def _flat(side: Tensor) -> Tensor:
+    return side if side.dim() == 2 else side.flatten(0, -2)
 
 
 def _between(one: Tensor, other: Tensor) -> Tensor:
@@ -167,5 +193,6 @@ def matrix_part(left: Tensor, right: Tensor, shape: torch.Size, examples: int) -
         shape: of the parameter.
         examples: how many there are.
     """
-    lead = examples, 1, left.shape[:-1].numel() // examples
-    return Outer(left.reshape(*lead, left.shape[-1]), right.reshape(*lead, right.shape[-1]), shape, (), ())
+    length = left.shape[:-1].numel() // examples
+    left, right = (x if x.dim() == 2 else x.reshape(examples, length, x.shape[-1]) for x in (left, right))
+    return Outer(left, right, (examples, 1, length), shape)

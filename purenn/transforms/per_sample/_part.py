@@ -230,7 +230,7 @@ def norms_of(gradients: Tensor) -> Tensor:
 
 def together(norms: list[Tensor]) -> Tensor:
     """The norm of a whole, from those of its pieces."""
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms), dim=0)
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms, 1), dim=1)
 
 
 def root(squared: Tensor) -> Tensor:

@@ -173,7 +173,14 @@ class Record(Generic[P]):
 
         Returns:
             By the leaf's path. Leaves that are used otherwise, or in several ways, are left out: see `explain`.
+
+        Raises:
+            ArgumentError: inputs and output gradients have been released.
         """
+        if self._budget.releases:
+            raise ArgumentError(
+                f"{NAME}: kfac is made of inputs and output gradients, which release() has given up: ask for it before."
+            )
         return factors_of(self._slices())
 
     def noise_scale(self) -> NoiseScale:

@@ -35,12 +35,12 @@ class Rows(Part):
         count, (height, size) = stop - start, self.shape
         own = torch.arange(count, device=self.rows.device)[:, None] * height + self.indices[start:stop]
         table = self.rows.new_zeros(count * height, size)
-        return table.index_add(0, own.flatten(), self.rows[start:stop].flatten(0, 1)).view(count, height, size)
+        return table.index_add_(0, own.flatten(), self.rows[start:stop].flatten(0, 1)).view(count, height, size)
 
     def summed(self, weights: Tensor) -> Tensor:
         """All rows in one table."""
         rows = self.rows * weights.to(self.rows.dtype)[:, None, None]
-        return self.rows.new_zeros(self.shape).index_add(0, self.indices.flatten(), rows.flatten(0, 1))
+        return self.rows.new_zeros(self.shape).index_add_(0, self.indices.flatten(), rows.flatten(0, 1))
 
     def ghost_norms(self) -> Tensor:
         """From the sum of ``row_s . row_t`` over all pairs with equal indices."""

@@ -213,7 +213,7 @@ class Tape:
                 )
         if not losses.requires_grad or not self._edges:
             return
-        gradients = torch.autograd.grad(losses, self._edges, torch.ones_like(losses), allow_unused=True)
+        gradients = torch.autograd.grad(losses.sum(), self._edges, allow_unused=True)
         pulls = self._pulls
         self._edges, self._pulls, self._inputs = [], [], []
         for gradient, pull in zip(gradients, pulls, strict=True):
@@ -264,7 +264,9 @@ def _tensors(items: Any) -> Iterator[Tensor]:
 
 def _is_part(view: Tensor, whole: Tensor) -> bool:
     # Whether it is a view that has no element of the other twice: then both have the same norms of gradients. A view of
-    # an intermediate result, as some functions return one, is none.
+    # an intermediate result, as some functions return one, is none; nor is one by addresses, which differ in copies.
+    if view.grad_fn is not None and view.grad_fn.name() == "AsStridedBackward0":
+        return False
     if not view._is_view() or view._base is not (whole if whole._base is None else whole._base):
         return False
     reach = 0
