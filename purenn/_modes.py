@@ -7,12 +7,24 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
-from torch.utils._python_dispatch import _get_current_dispatch_mode
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
+from torch.utils._python_dispatch import _get_current_dispatch_mode, _get_current_dispatch_mode_stack
 
 
 def is_traced() -> bool:
     """Whether a compiler or another dispatch mode, fake tensors for example, sees operations before they run."""
     return torch.compiler.is_compiling() or _get_current_dispatch_mode() is not None
+
+
+def is_without_values() -> bool:
+    """Whether operations run on stand-ins: of the modes that `is_traced` knows, some see values."""
+    if torch.compiler.is_compiling():
+        return True
+    return is_traced() and any(isinstance(mode, _OF_TRACERS) for mode in _get_current_dispatch_mode_stack())
+
+
+_OF_TRACERS = (FakeTensorMode, ProxyTorchDispatchMode)
 
 
 class _Nested(threading.local):
@@ -53,15 +65,18 @@ def runs_at_once(*tensors: Tensor) -> bool:
     return all(type(tensor) is Tensor for tensor in tensors)
 
 
-def derivatives_around() -> int:
-    """How many derivatives of derivatives are known to be taken of what is computed now.
+def norms_go_wrong() -> bool:
+    """Whether torch's kernels for norms may give wrong derivatives of what is computed now.
 
-    Those of plain autograd cannot be seen, neither the outermost gradient. A compiler sees none at all.
+    Wrong are third derivatives, and derivatives of forward ones. It is not seen how often plain autograd
+    differentiates, neither whether an outermost gradient does; a compiler sees nothing at all.
     """
     if torch.compiler.is_compiling():
-        return 0
+        return False
     kinds = [level.key() for level in get_interpreter_stack() or ()]
-    return _nested.depth + sum(kind in (TransformType.Grad, TransformType.Jvp) for kind in kinds)
+    if TransformType.Jvp in kinds:
+        return True
+    return _nested.depth + sum(kind in (TransformType.Grad, TransformType.Jvp) for kind in kinds) > 1
 
 
 def is_plain(*tensors: Tensor) -> bool:

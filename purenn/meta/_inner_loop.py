@@ -12,6 +12,7 @@ from torch import Tensor
 from purenn.errors import ArgumentError, ShapeError
 from purenn.meta._entries import entry
 from purenn.meta._recompute import recomputed
+from purenn.meta._row import steps_in_a_row
 from purenn.meta._step import Step
 from purenn.optim import GradientTransformation
 from purenn.optim._parts import Select, selected_paths
@@ -146,7 +147,8 @@ class _Loop:
         if self.scanned and writes_programs():
             return self._compiled(step, carry, rest, args, kwargs, numbers)
         if constant or not self.remat:
-            return self._in_turn(step, carry, rest, args, kwargs, numbers)
+            done = None if constant else steps_in_a_row(self.step, carry, rest, self._data(args), kwargs, numbers)
+            return done or self._in_turn(step, carry, rest, args, kwargs, numbers)
 
         def piece(carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any], part: range) -> tuple[Carry, Tensor]:
             # Made here, as the piece is computed, so that it sees what takes the place of closed-over tensors.
@@ -168,11 +170,14 @@ class _Loop:
         kwargs: dict[str, Any],
         numbers: range,
     ) -> tuple[Carry, Tensor]:
-        losses = []
+        losses, data = [], self._data(args)
         for number in numbers:
-            carry, value = step(carry, rest, entry(args, number) if self.batches else args, kwargs)
+            carry, value = step(carry, rest, data(number), kwargs)
             losses.append(value)
         return carry, torch.stack(losses)
+
+    def _data(self, args: tuple) -> Callable[[int], tuple]:
+        return (lambda number: entry(args, number)) if self.batches else lambda _: args
 
     def _compiled(
         self,

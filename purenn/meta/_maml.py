@@ -19,7 +19,7 @@ from purenn.optim._transformation import EmptyState
 from purenn.transforms import vmap
 from purenn.transforms._lean import alone
 from purenn.transforms._leaves import detached
-from purenn.transforms._nested import stacked_tasks
+from purenn.transforms._nested import at_once, stacked_tasks
 from purenn.tree import container, partition
 from purenn.tree import map as tree_map
 
@@ -54,7 +54,13 @@ def maml(loss: Callable[..., Tensor], optimizer: GradientTransformation, steps: 
         {'w': tensor(-1.7500)}
     """
     adapt = inner_loop(loss, optimizer, steps, **options)
-    return lambda params, support, query: loss(adapt(params, *support)[0], *query)
+
+    def task_loss(params: Any, support: tuple, query: tuple) -> Tensor:
+        adapted = adapt(params, *support)[0]
+        with at_once():
+            return loss(adapted, *query)
+
+    return task_loss
 
 
 @container
@@ -113,7 +119,9 @@ def meta_sgd(loss: Callable[..., Tensor], steps: int = 1, **options: Any) -> Tas
 
     def task_loss(meta: MetaSGD, support: tuple, query: tuple) -> Tensor:
         adapt = inner_loop(loss, _with_rates(meta.rates), steps, **options)
-        return loss(adapt(meta.params, *support)[0], *query)
+        adapted = adapt(meta.params, *support)[0]
+        with at_once():
+            return loss(adapted, *query)
 
     return task_loss
 
@@ -152,7 +160,13 @@ def cavia(
         0.6666666865348816
     """
     adapt = inner_loop(lambda context, params, *data: loss(params, context, *data), optimizer, steps, **options)
-    return lambda params, support, query: loss(params, adapt(context, params, *support)[0], *query)
+
+    def task_loss(params: Any, support: tuple, query: tuple) -> Tensor:
+        adapted = adapt(context, params, *support)[0]
+        with at_once():
+            return loss(params, adapted, *query)
+
+    return task_loss
 
 
 def reptile(

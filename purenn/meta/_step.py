@@ -52,11 +52,15 @@ class Step:
             params = combine(partition(params, kind="parameter")[0], partition(new, kind="buffer")[0])
         return self.optimizer.step(params, grads, state), value
 
+    def loss_with(self, rest: Any) -> Callable[..., Any]:
+        """The loss as a function of the parameters that are adapted, if some are not."""
+        return (
+            self.loss if rest is None else lambda part, *args, **kwargs: self.loss(combine(part, rest), *args, **kwargs)
+        )
+
     def _gradient(self, params: Any, rest: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[Tensor, Any, Any]:
-        loss, whole = self.loss, self.whole
-        if rest is not None:
-            loss = _with_rest(self.loss, rest)
-            whole = value_and_grad(loss, has_aux=self.stateful)
+        loss = self.loss_with(rest)
+        whole = self.whole if rest is None else value_and_grad(loss, has_aux=self.stateful)
         if can_nest() and not outermost():
             # What `value_and_grad` would do as well, but for looking at everything that it is given.
             argument = take_apart(params)
@@ -69,7 +73,3 @@ class Step:
         found, grads = whole(params, *args, **kwargs)
         value, new = split_aux("inner_loop", found, self.stateful)
         return value, new, grads
-
-
-def _with_rest(loss: Callable[..., Any], rest: Any) -> Callable[..., Any]:
-    return lambda part, *args, **kwargs: loss(combine(part, rest), *args, **kwargs)

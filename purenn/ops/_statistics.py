@@ -6,9 +6,10 @@ numbers in the gradient of a vmap of a gradient; the statistics come from the ke
 
 With a bias alone the kernels have no second derivative, or a silently wrong one: it is added outside of them.
 
-Third derivatives of these kernels are silently wrong in torch, but for one. So where a derivative of a derivative is
-seen to be taken, to which an outermost gradient may add a third, ordinary operations take their place. Where plain
-autograd takes more than one of the three, or a compiler traces them, nothing is seen, and the numbers are torch.nn's.
+Third derivatives of these kernels are silently wrong in torch, but for one, and so are derivatives of forward ones.
+So where a derivative of a derivative is seen to be taken, to which an outermost gradient may add a third, or a forward
+one, ordinary operations take their place. Where plain autograd takes more than one of the three, or a compiler traces
+them, nothing is seen, and the numbers are torch.nn's.
 """
 
 import math
@@ -19,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from purenn._modes import derivatives_around, is_plain, runs_at_once
+from purenn._modes import is_plain, norms_go_wrong, runs_at_once
 from purenn.ops._batch_kernel import is_large, large_batch_norm
 
 Running = tuple[Float[Tensor, " channels"] | None, Float[Tensor, " channels"] | None]
@@ -38,7 +39,7 @@ def standardise(
         The result; the mean and the biased variance that were used, through which no gradient flows.
     """
     wide = one_space(_at_least_float32(x))
-    if derivatives_around() > 1:
+    if norms_go_wrong():
         y, mean, var = _in_operations(wide, (0, *range(2, wide.dim())), eps)
         return all_space(y, x).to(x.dtype), mean.detach().flatten(), var.detach().flatten()
     y, mean, inverse_std = torch.native_batch_norm(wide, None, None, None, None, True, 0.0, eps)
@@ -96,7 +97,7 @@ def batch_norm(
         return _affine(y, None, bias), running
     by_running = not train and running_mean is not None and running_var is not None
     # The fused form has right second derivatives; its batching rules and third ones are wrong.
-    fused = runs_at_once() and derivatives_around() < 2
+    fused = runs_at_once() and not norms_go_wrong()
     large = fused and not by_running and is_large(x, weight, bias)
     if fused and not large and (by_running or (x.numel() > x.shape[1] and not x.is_meta)):
         keep = _copy if train else _constant
@@ -221,7 +222,7 @@ def layer_norm(
         return (layer_norm(x, normalized_shape, eps=eps) + bias).to(x.dtype)
     if is_plain():
         return F.layer_norm(x, normalized_shape, weight, bias, eps)
-    if derivatives_around() > 1:
+    if norms_go_wrong():
         last = tuple(range(-len(normalized_shape), 0))
         y, _, _ = _in_operations(_at_least_float32(x), last, eps)
     else:

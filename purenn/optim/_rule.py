@@ -14,18 +14,15 @@ import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError
-from purenn.optim._aligned import Aligned
 from purenn.optim._fast import fast_step
-from purenn.optim._hyperparameters import Hyperparameter, Values, as_number, is_zero, on_device, values_at
+from purenn.optim._hyperparameters import Hyperparameter, Values, is_zero, values_at
+from purenn.optim._row import Finish, Row
 from purenn.optim._tensor_list import V, plus
 from purenn.optim._transformation import GradientTransformation, in_dtype, require_state
-from purenn.tree import contiguous, named_leaves, partition, replace
+from purenn.tree import contiguous, named_leaves, partition
 from purenn.tree._contiguous import segments
 from purenn.tree._memory import spread
 from purenn.tree._walk import quoted, short
-
-# ``finish(direction, parameter, values)``: what becomes of a parameter.
-Finish = Callable[[Any, Any, Values], Any]
 
 COUPLED, DECOUPLED, OWN = "coupled", "decoupled", "own"
 
@@ -144,35 +141,26 @@ def optimizer(rule: Rule) -> GradientTransformation:
         count = torch.zeros((), dtype=torch.int64)
         return rule.state(count=count, **scalars, **(_slots(rule, params) if rule.slots else {}))
 
-    def run(finish: Finish, params: Any, grads: Any, state: Any) -> tuple[Aligned, Aligned, Any]:
-        # The trees taken apart, what `finish` and the rule make of them, and the new state.
-        found = Aligned.of(rule.name, params, grads, rule.slots_of(state))
-        found.require_alike(shapes=rule.elementwise)
-        values = rule.values(as_number(state.count), {name: getattr(state, name) for name in rule.carried})
-        placed: dict[torch.device, Values] = {}
-        rows = []
-        for w, g, *slots in zip(*found.columns, strict=True):
-            if w.device not in placed:
-                placed[w.device] = on_device(values, w.device)
-            rows.append(rule.apply(finish, g, w, slots, placed[w.device]))
-        columns = [list(column) for column in zip(*rows, strict=True)] or [[]] * (1 + len(rule.slots))
-        new = found.with_results(columns)
-        trees = {name: new.tree(n + 2) for n, name in enumerate(rule.slots)}
-        scalars = {name: torch.as_tensor(values[name], dtype=torch.float64) for name in rule.carried}
-        return found, new, replace(state, count=state.count + 1, **scalars, **trees)
+    def row(params: Any, grads: Any, state: Any) -> Row:
+        return Row(rule, params, grads, state)
+
+    def stepped_once(finish: Finish, params: Any, grads: Any, state: Any) -> Row:
+        one = row(params, grads, state)
+        one.step(one.gradients, finish)
+        return one
 
     def update(grads: Any, state: Any, params: Any) -> tuple[Any, Any]:
-        found, new, state = run(rule.changed, params, grads, state)
-        return found.updates(new.columns[0]), state
+        done = stepped_once(rule.changed, params, grads, state)
+        return done.updates(), done.state()
 
     def step(params: Any, grads: Any, state: Any, donate: bool) -> tuple[Any, Any]:
-        done = fast_step(rule, params, grads, state, donate)
-        if done is not None:
-            return done
-        _, new, state = run(rule.stepped, params, grads, state)
-        return new.tree(0), state
+        fast = fast_step(rule, params, grads, state, donate)
+        if fast is not None:
+            return fast
+        done = stepped_once(rule.stepped, params, grads, state)
+        return done.params(), done.state()
 
-    return GradientTransformation(init, update, step)
+    return GradientTransformation(init, update, step, row)
 
 
 def _slots(rule: Rule, params: Any) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What an optimiser is: pure functions of gradients, state and parameters."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -9,6 +9,9 @@ from torch import Tensor
 from purenn.errors import ArgumentError
 from purenn.tree import HOLE, container, partition
 from purenn.tree import map as tree_map
+
+if TYPE_CHECKING:
+    from purenn.optim._row import Row
 
 T = TypeVar("T")
 
@@ -27,11 +30,14 @@ class GradientTransformation(NamedTuple):
             parameters.
         stepper: ``stepper(params, grads, state, donate) -> (params, state)``, what `step` does if that is faster than
             `update` and `apply_updates`. Default: None.
+        row: ``row(params, grads, state)`` begins several steps with trees of one structure, for inner loops; see
+            `purenn.optim._row`. Default: None.
     """
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any], tuple[Any, Any]]
     stepper: Callable[[Any, Any, Any, bool], tuple[Any, Any]] | None = None
+    row: "Callable[[Any, Any, Any], Row] | None" = None
 
     def step(self, params: T, grads: Any, state: Any, *, donate: bool = False) -> tuple[T, Any]:
         """One step: the new parameters and the new state, the fast way.

@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from purenn.errors import ArgumentError
 from purenn.random._philox import draws_in
+from purenn.transforms._one_source import has_many_products
 from purenn.transforms._program import called_by
 
 # Every operation rounds by itself and quotients are right to the last bit, as in eager: on GPUs, a compiler that fuses
@@ -48,7 +49,12 @@ def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable
             )
         # On the CPU inductor would give convolutions a layout of their own, and everything between them slow loops.
         cpu = all(tensor.device.type == "cpu" for tensor in inputs)
-        own = {"layout_optimization": not cpu, **(_EXACT if draws_in(graph) else {})}
+        plain = cpu and mode is None and not any(tensor.requires_grad for tensor in inputs)
+        own = {
+            "layout_optimization": not cpu,
+            "cpp_wrapper": plain and has_many_products(graph),
+            **(_EXACT if draws_in(graph) else {}),
+        }
         with _cached(inputs) as examples, _backward_is_traced(graph, inputs):
             compiled: Any = inductor.compile(graph, examples, options={**own, **options})
         return compiled

@@ -4,9 +4,11 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import optree
+import torch
 from torch import Tensor
 
 from purenn.errors import ArgumentError, BatchingError
+from purenn.transforms._failures import NOT_DENSE
 from purenn.tree._walk import Leaf, flatten, one_level, short
 
 
@@ -126,6 +128,11 @@ def broadcast(label: str, axis: Any, value: Any, count: int, option: str = "in_d
 def _check(name: int | str, about: Leaf, leaf: Any, dim: int | None, sizes: list[_Length]) -> int | None:
     if dim is None or not isinstance(leaf, Tensor):
         return None
+    if leaf.layout is not torch.strided or leaf.is_nested:
+        raise BatchingError(
+            f"vmap: {_place(name, about.path)} is not dense, but {'nested' if leaf.is_nested else leaf.layout}, and "
+            f"has no axis to batch over. {NOT_DENSE[1]}"
+        )
     if not -leaf.dim() <= dim < leaf.dim():
         where = _place(name, about.path)
         raise BatchingError(f"vmap: {where} is {short(leaf)} and has no axis {dim} to batch over; use None in in_dims.")

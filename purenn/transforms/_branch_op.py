@@ -7,6 +7,7 @@ import attrs
 import torch
 from torch import Tensor, library
 
+from purenn.transforms._close import close
 from purenn.transforms._like import Like
 from purenn.transforms._operation import (
     LIBRARY,
@@ -23,7 +24,7 @@ from purenn.transforms._operation import (
     push,
     tangents_at,
 )
-from purenn.transforms._program import TRANSFORMABLE, Program, close, program
+from purenn.transforms._program import TRANSFORMABLE, Program, program
 
 
 def cond_tensors(predicate: Tensor, yes: Flat, no: Flat, operands: Tensors) -> Tensors:

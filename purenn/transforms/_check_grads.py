@@ -11,6 +11,7 @@ from torch.autograd.gradcheck import GradcheckError, gradcheck, gradgradcheck
 from purenn.errors import ArgumentError, GradientError
 from purenn.transforms._leaves import Problem, problem, tensors_in
 from purenn.transforms._operation import differentiable
+from purenn.transforms._translate import translated
 from purenn.tree._checks import a_or_an
 from purenn.tree._walk import short
 
@@ -99,7 +100,8 @@ def _paths(call: Problem) -> list[str]:
 
 def _run(which: str, paths: list[str], check: Callable[[], bool]) -> None:
     try:
-        check()
+        with translated("check_grads"):
+            check()
     except GradcheckError as error:
         text = str(error)
         number = re.search(r"with respect to input (\d+)", text)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_functorch_wrapped_tensor
 
-from purenn._modes import is_traced
+from purenn._modes import is_without_values
 from purenn.errors import NumericsError, TransformError
 from purenn.tree._applies import binding_of
 from purenn.tree._fields import is_container
@@ -48,7 +48,7 @@ def check_numerics(fn: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(fn)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
-        if is_traced():
+        if is_without_values():
             raise TransformError(
                 "check_numerics: a traced function has no values to check. Check the function itself, outside of jit."
             )

@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from torch._C._functorch import get_unwrapped, is_batchedtensor, is_functorch_wrapped_tensor
 
-from purenn._modes import is_traced
+from purenn._modes import is_without_values
 from purenn.errors import ArgumentError, StructureError
 from purenn.transforms._branch_op import cond_tensors
 from purenn.transforms._carry import require_alike, require_tensors
 from purenn.transforms._program import writes_programs
 from purenn.transforms._scan import scan
 from purenn.transforms._while_op import while_tensors
+from purenn.tree._checks import require_function
 from purenn.tree._walk import flatten, quoted, short, unflatten
 
 C = TypeVar("C")
@@ -47,11 +48,13 @@ def cond(predicate: bool | Tensor, yes: Callable[..., R], no: Callable[..., R], 
         >>> pn.vmap(root)(torch.tensor([4.0, -4.0]))
         tensor([2., 0.])
     """
+    require_function("cond", yes)
+    require_function("cond", no)
     predicate = _decision("cond", "the predicate", predicate)
     if not isinstance(predicate, Tensor):
         return (yes if predicate else no)(*operands)
     if not writes_programs():
-        if not (is_traced() or _is_batched(predicate)):
+        if not (is_without_values() or _is_batched(predicate)):
             return (yes if predicate else no)(*operands)
         one, other = yes(*operands), no(*operands)
         _require_results(one, other)
@@ -97,8 +100,10 @@ def while_loop(test: Callable[[C], bool | Tensor], body: Callable[[C], C], carry
         >>> pn.while_loop(lambda x: x < 100, lambda x: x * 2, torch.tensor(3))
         tensor(192)
     """
+    require_function("while_loop", test)
+    require_function("while_loop", body)
     require_tensors("while_loop", carry)
-    if writes_programs():
+    if writes_programs() and flatten(carry)[0]:
         return _compiled_while(test, body, carry)
     first = True
     while True:
@@ -132,6 +137,7 @@ def fori_loop(lower: int | Tensor, upper: int | Tensor, body: Callable[[Tensor, 
         >>> pn.fori_loop(1, 5, lambda i, x: x * i, torch.tensor(1))
         tensor(24)
     """
+    require_function("fori_loop", body)
     require_tensors("fori_loop", carry)
     for name, bound in (("lower", lower), ("upper", upper)):
         if not (_is_whole(bound) if isinstance(bound, Tensor) else isinstance(bound, int)):

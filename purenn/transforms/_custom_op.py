@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, library
 
 from purenn.errors import GradientError
+from purenn.transforms._close import close
 from purenn.transforms._like import Like
 from purenn.transforms._operation import (
     LIBRARY,
@@ -32,7 +33,7 @@ from purenn.transforms._operation import (
     tangents_at,
     zeros_like,
 )
-from purenn.transforms._program import INLINED, TRANSFORMABLE, Program, close, program
+from purenn.transforms._program import INLINED, TRANSFORMABLE, Program, program
 
 Maybe = Sequence[Tensor | None]
 

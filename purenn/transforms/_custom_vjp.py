@@ -174,6 +174,12 @@ class _Reverse(torch.autograd.Function):
 class _ReverseOnly(_Reverse):
     # By itself, since torch.compile takes no function that defines jvp.
     @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: tuple) -> None:
+        _Reverse.setup_context(ctx, inputs, output)
+        # Under vmap torch looks for these before it calls jvp.
+        ctx.save_for_forward(*inputs[2:], *output[1 + ctx.count :])
+
+    @staticmethod
     def jvp(ctx: Any, *_: Any) -> NoReturn:
         refuse_forward(ctx.rule.title)
 

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from purenn.errors import ArgumentError, GradientError, StructureError
 from purenn.transforms._leaves import Argument, Problem, problem, split_aux
+from purenn.transforms._loss_formulas import with_formulas
+from purenn.transforms._norm_formulas import with_right_norms
 from purenn.transforms._translate import translated
 from purenn.transforms._vmap import check_chunk_size
 from purenn.tree._holes import HOLE
@@ -27,8 +29,10 @@ class _Flat:
         self.rest: tuple[Any, list[Any]] = (None, [])
 
     def __call__(self, values: list[Tensor]) -> Any:
-        out, aux = split_aux(self.name, self.call.call(values), self.has_aux)
+        out, aux = split_aux(self.name, with_right_norms(self.call, values), self.has_aux)
         leaves, self.spec = optree.tree_flatten(out)
+        if not leaves:
+            raise GradientError(f"{self.name}: the function must return floating-point tensors, got none in {out!r}.")
         for leaf, path in zip(leaves, optree.tree_paths(out), strict=True):
             if not isinstance(leaf, Tensor) or not (leaf.is_floating_point() or (leaf.is_complex() and not self.real)):
                 where = f" at {'.'.join(map(str, path))!r}" if path else ""
@@ -124,14 +128,15 @@ def jvp(
     if not chosen:
         raise ArgumentError("jvp: all tangents are None, so there is no direction.")
     call = problem("jvp", fn, primals, {}, chosen)
-    directions = [
-        direction
-        for position, argument in zip(chosen, call.arguments, strict=True)
-        for direction in _directions(position, argument, primals[position], tangents[position])
-    ]
     flat = _Flat("jvp", call, has_aux)
     with translated("jvp"):
-        leaves, moved, *extra = torch.func.jvp(flat, (_apart(call.values),), (directions,), has_aux=has_aux)
+        directions = [
+            direction
+            for position, argument in zip(chosen, call.arguments, strict=True)
+            for direction in _directions(position, argument, primals[position], tangents[position])
+        ]
+        values = (_apart(call.values),)
+        leaves, moved, *extra = with_formulas(lambda: torch.func.jvp(flat, values, (directions,), has_aux=has_aux))
     results = flat.out(leaves), flat.out(moved)
     return (*results, flat.aux(extra[0])) if has_aux else results
 
@@ -259,7 +264,7 @@ def _by_columns(flat: _Flat) -> tuple[Any, ...]:
     def push(unit: list[Tensor]) -> tuple[Any, ...]:
         return torch.func.jvp(flat, (values,), (unit,), has_aux=flat.has_aux)[1:]
 
-    moved, *extra = torch.func.vmap(push)(_unit_vectors(values))
+    moved, *extra = with_formulas(lambda: torch.func.vmap(push)(_unit_vectors(values)))
     sizes = [value.numel() for value in values]
     blocks = [
         [

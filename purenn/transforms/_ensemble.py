@@ -1,6 +1,7 @@
 """Several models of one structure as one tree with a leading axis."""
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -8,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from purenn._modes import runs_at_once
 from purenn.errors import ArgumentError, StructureError
 from purenn.transforms._vmap import vmap
 from purenn.tree._walk import flatten, quoted, short, unflatten
@@ -62,12 +64,15 @@ def soup(models: M, *, weights: Tensor | None = None, score: Callable[[M], Any] 
 
     Args:
         models: models stacked along a leading axis.
-        weights: ``[models]``, how much each counts; they are divided by their sum. Default: all the same.
+        weights: ``[models]``, how much each counts; they are divided by their sum, so that negative ones move away from
+            a model. Default: all the same.
         score: if given, the greedy soup: models are taken in the order of their own scores, and one joins the average
-            only if it makes the score of the average no worse. Higher is better. Not together with `weights`.
+            only if it makes the score of the average no worse. Higher is better, NaN is worst. Not together with
+            `weights`.
 
     Raises:
-        ArgumentError: both options, or weights of another length.
+        ArgumentError: both options; weights of another length, that are not finite or whose sum is 0; or `score`
+            returns no number.
         StructureError: the leaves share no leading axis.
 
     Source:
@@ -93,30 +98,59 @@ def soup(models: M, *, weights: Tensor | None = None, score: Callable[[M], Any] 
         raise StructureError("soup: there are no models: the tree has no tensors, or its leading axis is empty.")
     if weights is not None and score is not None:
         raise ArgumentError("soup takes weights or score, not both.")
-    if weights is not None and (not isinstance(weights, Tensor) or weights.shape != (number,)):
-        raise ArgumentError(
-            f"soup: weights must be a tensor with one entry for each of the {number} models, got {short(weights)}."
-        )
+    if weights is not None:
+        weights = _checked(weights, number)
 
-    def mixed(shares: Tensor) -> M:
-        return structure.rebuild([_mixed(leaf, shares) if isinstance(leaf, Tensor) else leaf for leaf in leaves])
+    def mixed(shares: Tensor, among: Any = slice(None)) -> M:
+        return structure.rebuild([_mixed(x, shares, among) if isinstance(x, Tensor) else x for x in leaves])
 
-    everyone = torch.ones(number, dtype=torch.float64)
     if score is None:
-        return mixed(everyone if weights is None else weights)
-    alone = torch.eye(number, dtype=torch.float64)
-    scores = [float(score(mixed(shares))) for shares in alone]
-    order = sorted(range(number), key=lambda n: -scores[n])
-    chosen, best = alone[order[0]], scores[order[0]]
-    for n in order[1:]:
-        reached = float(score(mixed(chosen + alone[n])))
+        return mixed(torch.ones(number, dtype=torch.float64) if weights is None else weights)
+
+    def average(among: list[int]) -> M:
+        # Of these alone, or a model that has diverged would make the others NaN, by 0 * NaN.
+        return mixed(torch.ones(len(among), dtype=torch.float64), among)
+
+    scores = [_number(score(average([n]))) for n in range(number)]
+    first, *others = sorted(range(number), key=lambda n: -scores[n])
+    chosen, best = [first], scores[first]
+    for n in others:
+        tried = sorted([*chosen, n])
+        reached = _number(score(average(tried)))
         if reached >= best:
-            chosen, best = chosen + alone[n], reached
-    return mixed(chosen)
+            chosen, best = tried, reached
+    return average(chosen)
 
 
-def _mixed(leaf: Tensor, shares: Tensor) -> Tensor:
+def _checked(weights: Any, number: int) -> Tensor:
+    if not isinstance(weights, Tensor) or weights.shape != (number,) or weights.is_complex():
+        raise ArgumentError(
+            f"soup: weights must be a real tensor with one entry for each of the {number} models, got {short(weights)}."
+        )
+    # In 16 bits a sum soon overflows.
+    weights = weights.to(torch.promote_types(weights.dtype, torch.float32))
+    if not runs_at_once(weights):
+        return weights
+    if not weights.isfinite().all():
+        raise ArgumentError(f"soup: weights must be finite numbers, got {weights.tolist()}.")
+    if weights.sum() == 0:
+        raise ArgumentError(
+            f"soup: weights are divided by their sum, which must not be 0, got {weights.tolist()}. For a difference of "
+            f"models subtract them: pn.tree.map(torch.sub, a, b)."
+        )
+    return weights
+
+
+def _number(score: Any) -> float:
+    try:
+        value = float(score)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ArgumentError(f"soup: score must return one real number, got {short(score)}.") from error
+    return -math.inf if math.isnan(value) else value
+
+
+def _mixed(leaf: Tensor, shares: Tensor, among: Any) -> Tensor:
     if not (leaf.is_floating_point() or leaf.is_complex()):
         return leaf[0]
     shares = (shares / shares.sum()).to(leaf.device, leaf.dtype)
-    return torch.tensordot(shares, leaf, 1)
+    return torch.tensordot(shares, leaf[among], 1)

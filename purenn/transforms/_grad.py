@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from purenn.random import strict
-from purenn.transforms._lean import Closures, lean_value_and_grad, outermost, wants_outer_graph
-from purenn.transforms._leaves import problem, scalar_output, split_aux, tensors_in, versions
+from purenn.transforms._closures import Closures
+from purenn.transforms._lean import lean_depth, lean_value_and_grad, outermost, wants_outer_graph
+from purenn.transforms._leaves import Problem, problem, scalar_output, split_aux, tensors_in, versions
 from purenn.transforms._nested import can_nest, nested_value_and_grad
+from purenn.transforms._norm_formulas import with_right_norms
 from purenn.transforms._translate import refuse_writes, translated
 
 A = TypeVar("A")
@@ -97,7 +99,7 @@ def _differentiate(
 ) -> Callable[[tuple, dict], tuple[Tensor, Any, Any]]:
     closures = Closures()
 
-    def run(args: tuple, kwargs: dict) -> tuple[Tensor, Any, Any]:
+    def both(args: tuple, kwargs: dict) -> tuple[Tensor, Any, Any]:
         call = problem(name, fn, args, kwargs, argnums)
         others = [
             (f"{position}, {leaf.path!r}" if leaf.path else str(position), value)
@@ -114,30 +116,31 @@ def _differentiate(
             if isinstance(done, bool):
                 # A function that has been run in vain uses its keys again, which is no fault of its own.
                 with strict(enabled=False) if done else contextlib.nullcontext():
-                    way = nested_value_and_grad if can_nest() else _by_functorch
-                    done = way(name, call.call, call.values, has_aux)
+                    if can_nest():
+                        run = call.call if lean_depth() < 2 else functools.partial(with_right_norms, call)
+                        done = nested_value_and_grad(name, run, call.values, has_aux)
+                    else:
+                        done = _by_functorch(name, call, has_aux)
             value, aux, gradients = done
         refuse_writes(name, [path for path, _ in others], before, versions([value for _, value in others]))
         if versions(rest) != before_rest:
             refuse_writes(name, call.places_in_rest(), before_rest, versions(rest))
         return value, aux, call.derivative(gradients)
 
-    return run
+    return both
 
 
-def _by_functorch(
-    name: str, call: Callable[[list[Tensor]], Any], values: list[Tensor], has_aux: bool
-) -> tuple[Tensor, Any, list[Tensor]]:
+def _by_functorch(name: str, call: Problem, has_aux: bool) -> tuple[Tensor, Any, list[Tensor]]:
     # torch.func wants tensors only as auxiliary output: the rest of that tree waits here.
     shape: dict[str, Any] = {}
 
     def flat(values: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        value, aux = split_aux(name, call(values), has_aux)
+        value, aux = split_aux(name, with_right_norms(call, values), has_aux)
         leaves, shape["spec"] = optree.tree_flatten(aux)
         shape["leaves"] = [None if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         return scalar_output(name, value), [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
-    gradients, (value, tensors) = torch.func.grad_and_value(flat, has_aux=True)(values)
+    gradients, (value, tensors) = torch.func.grad_and_value(flat, has_aux=True)(call.values)
     rest = iter(tensors)
     leaves = [next(rest) if leaf is None else leaf for leaf in shape["leaves"]]
     return value, optree.tree_unflatten(shape["spec"], leaves), gradients

@@ -1,44 +1,24 @@
 """Compiling a pure function: traced once by running it, compiled as one flat graph, looked up afterwards."""
 
+import contextlib
 import functools
 import inspect
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 
-import attrs
-import optree
-import torch
-from torch import Tensor, fx
-from torch._subclasses.fake_tensor import FakeTensor
+from torch import Tensor
+from torch._C import _autograd as autograd
 
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError, TraceError
 from purenn.transforms._backend import compiler_of
-from purenn.transforms._donation import Apart, donated_inputs
-from purenn.transforms._graph import (
-    donate,
-    fake_mode,
-    lift_constants,
-    refuse_mutations,
-    trace,
-)
-from purenn.transforms._hidden import refuse_hidden
+from purenn.transforms._graph import fake_mode
 from purenn.transforms._jit_entry import TENSOR, Entry, resolved
-from purenn.transforms._jit_key import (
-    Call,
-    Key,
-    described_leaves,
-    guards_for,
-    input_labels,
-    key_of,
-    ordinal,
-    places_of,
-    what_changed,
-)
-from purenn.transforms._lean import graph_is_differentiated
+from purenn.transforms._jit_key import Call, Key, described_leaves, guards_for, key_of, ordinal, what_changed
+from purenn.transforms._jit_trace import Lowered, traced
 from purenn.transforms._program import SHORTENED, Tracing, called_by, tracing_for
-from purenn.transforms._rule_op import marked_if_foreign
+from purenn.transforms._translate import translated
 from purenn.transforms._unused import drop_unused
 from purenn.tree._checks import require_function
 from purenn.tree._watch import is_watched
@@ -59,34 +39,6 @@ class CacheInfo(NamedTuple):
     hits: int
     misses: int
     size: int
-
-
-@attrs.frozen(eq=False)
-class Lowered:
-    """The graph of one call of a jitted function: see `Jitted.lower`.
-
-    Attributes:
-        graph: the graph.
-        programs: by name, the graphs of the steps and branches that it calls.
-    """
-
-    graph: fx.GraphModule
-    programs: dict[str, fx.GraphModule]
-
-    def __str__(self) -> str:
-        parts = [self.graph.print_readable(print_output=False)]
-        parts += [f"{name}:\n{graph.print_readable(print_output=False)}" for name, graph in self.programs.items()]
-        return "\n".join(parts)
-
-
-class _Traced(NamedTuple):
-    """What a trace has found; see `Entry`."""
-
-    graph: fx.GraphModule
-    constants: list[Tensor]
-    apart: Apart | None
-    out_spec: optree.PyTreeSpec
-    out_leaves: list[Any]
 
 
 # Of all jitted functions: torch traces one function at a time.
@@ -122,7 +74,7 @@ class Jitted(Generic[P, R]):
         call = self._split(args, kwargs)
         found = self._found(call)
         if found is None:
-            with _TRACING:
+            with _TRACING, _without_hooks(), translated("jit"):
                 # Another thread may have made the graph in the meantime.
                 found = self._found(call) or self._compile(call, *key_of(call))
         entry, tensors = found
@@ -131,8 +83,8 @@ class Jitted(Generic[P, R]):
     def lower(self, *args: P.args, **kwargs: P.kwargs) -> Lowered:
         """The traced graph for some arguments, readable by ``str``. Nothing is compiled."""
         call = self._split(args, kwargs)
-        with _TRACING, tracing_for(self._tracing()) as tracing:
-            graph = self._trace(call, *key_of(call), tracing).graph
+        with _TRACING, _without_hooks(), tracing_for(self._tracing()) as tracing:
+            graph = traced(self._run, call, *key_of(call), self._donate_argnums, tracing).graph
         return Lowered(graph, called_by(graph))
 
     def cache_info(self) -> CacheInfo:
@@ -181,39 +133,6 @@ class Jitted(Generic[P, R]):
         bound.arguments = {name: given[name] for name in self._signature.parameters if name in given}
         return fn(*bound.args, **bound.kwargs)
 
-    def _trace(self, call: Call, key: Key, tensors: list[Tensor], tracing: Tracing) -> _Traced:
-        leaves, spec = optree.tree_flatten(call.tree)
-        places = places_of(leaves, key.aliases)
-        outcome: dict[str, Any] = {}
-
-        def flat(*values: Tensor) -> list[Tensor]:
-            pairs = zip(leaves, places, strict=True)
-            tree: Any = optree.tree_unflatten(spec, [leaf if n is None else values[n] for leaf, n in pairs])
-            args, kwargs = tree
-            results, outcome["spec"] = optree.tree_flatten(self._run(args, kwargs, call.statics))
-            refuse_hidden(results)
-            outcome["leaves"] = [TENSOR if isinstance(leaf, Tensor) else leaf for leaf in results]
-            return marked_if_foreign([leaf for leaf in results if isinstance(leaf, Tensor)], values)
-
-        wanted = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        with graph_is_differentiated(wanted):
-            graph = trace("jit", flat, list(map(resolved, tensors)), tracing.mode)
-        constants = lift_constants(graph)
-        if any(isinstance(constant, FakeTensor) for constant in constants):
-            raise TraceError(
-                "jit: the function uses a tensor that an earlier trace has left behind, in a global variable or an "
-                "object's attribute; it has no value. Return what is to be kept."
-            )
-        names = [*input_labels(call, places), *["a tensor that it closes over"] * len(constants)]
-        refuse_mutations("jit", graph, names)
-        apart = None
-        if self._donate_argnums:
-            donated = [
-                number for number, _ in donate(graph, donated_inputs(call, key, tensors, names, self._donate_argnums))
-            ]
-            apart = Apart.of([*tensors, *constants], names, donated)
-        return _Traced(graph, constants, apart, outcome["spec"], outcome["leaves"])
-
     def _compile(self, call: Call, key: Key, tensors: list[Tensor]) -> tuple[Entry, list[Tensor]]:
         described = described_leaves(call)
         limit = getattr(self, _LIMIT, None)
@@ -230,25 +149,39 @@ class Jitted(Generic[P, R]):
             )
         self._misses += 1
         with tracing_for(self._tracing()) as tracing:
-            traced = self._trace(call, key, tensors, tracing)
-            given = [*tensors, *traced.constants]
+            found = traced(self._run, call, key, tensors, self._donate_argnums, tracing)
+            given = [*tensors, *found.constants]
             if not any(tensor.requires_grad for tensor in given):
-                drop_unused(traced.graph, SHORTENED)
-            run = tracing.compiler(traced.graph, list(map(resolved, given)))
+                drop_unused(found.graph, SHORTENED)
+            run = tracing.compiler(found.graph, list(map(resolved, given)))
         entry = Entry(
             key,
             guards_for(tensors),
             described,
             run,
-            traced.constants,
-            guards_for(traced.constants),
+            found.constants,
+            guards_for(found.constants),
             any(tensor.is_conj() or tensor.is_neg() for tensor in given),
-            traced.apart,
-            traced.out_spec,
-            None if all(leaf is TENSOR for leaf in traced.out_leaves) else traced.out_leaves,
+            found.apart,
+            found.out_spec,
+            None if all(leaf is TENSOR for leaf in found.out_leaves) else found.out_leaves,
         )
         self._entries = [entry, *self._entries]
         return entry, tensors
+
+
+@contextlib.contextmanager
+def _without_hooks() -> Iterator[None]:
+    # What a trace keeps for its gradients is nobody else's: a recomputation around (`remat`) counts what is kept.
+    hooks = []
+    while (top := autograd._top_saved_tensors_default_hooks(True)) is not None:
+        hooks.append(top)
+        autograd._pop_saved_tensors_default_hooks()
+    try:
+        yield
+    finally:
+        for pack, unpack in reversed(hooks):
+            autograd._push_saved_tensors_default_hooks(pack, unpack)
 
 
 def jit(

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import fx
 
+from purenn.transforms._close import has_no_gradient
 from purenn.transforms._graph import aliased, memory_of
-from purenn.transforms._program import has_no_gradient
 from purenn.transforms._unused import has_effect
 
 _VIEWS = frozenset(

@@ -13,26 +13,23 @@ for less. Four things would make it wrong, and each of them sends the call to `t
 """
 
 import contextlib
-import functools
 import threading
-import types
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-import attrs
-import optree
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
-from torch.autograd.graph import _engine_run_backward
+from torch.autograd.graph import GradientEdge, _engine_run_backward
 from torch.overrides import has_torch_function
 
 from purenn._modes import nothing_differentiated_again
 from purenn.errors import MutationError
+from purenn.transforms._closures import Closures
+from purenn.transforms._failures import WRITTEN_OUTSIDE
 from purenn.transforms._leaves import Problem, detached, scalar_output, split_aux, tensors_in
-from purenn.transforms._translate import WRITTEN_OUTSIDE
 
 
 class _Inside(threading.local):
@@ -124,89 +121,6 @@ def outermost() -> bool:
     return _inside.depth == 0 and peek_interpreter_stack() is None and by_plain_autograd()
 
 
-class Closures:
-    """What is known of the tensors that one function closes over."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, bool] = {}
-
-    def signature(self, problem: Problem) -> Any:
-        """What must be unchanged for the answer of an earlier search to hold; None if that cannot be told."""
-        found: list[Any] = []
-        if not _note(problem.fn, found, set()):
-            return None
-        return tuple([argument.structure.spec for argument in problem.arguments]), tuple(found)
-
-    def known(self, signature: Any) -> bool | None:
-        """Whether the function is free of foreign tensors that require grad; None if not yet searched."""
-        return None if signature is None else self._known.get(signature)
-
-    def learn(self, signature: Any, free: bool) -> None:
-        """Remember the result of a search."""
-        if signature is not None:
-            if len(self._known) >= 64:
-                self._known.clear()
-            self._known[signature] = free
-
-
-_LIBRARIES = frozenset({"purenn", "bridge", "torch", "optree", "attrs", "functools"})
-_WITHOUT_TENSORS = (
-    *(type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType),
-    *(torch.dtype, torch.device, torch.Size, Closures),
-)
-
-
-def _note(item: Any, found: list[Any], seen: set[int]) -> bool:
-    """Note which of the tensors that are reached from a captured value require grad.
-
-    Returns:
-        Whether all of them are known. An object of a class that is not can hold tensors where nobody sees them.
-    """
-    if isinstance(item, Tensor):
-        found.append((id(item), item.requires_grad))
-        return True
-    if isinstance(item, _WITHOUT_TENSORS) or id(item) in seen:
-        return True
-    seen.add(id(item))
-    if isinstance(item, types.FunctionType):
-        inner = _captured_by(item)
-    elif isinstance(item, types.MethodType):
-        inner = [item.__self__, item.__func__]
-    elif isinstance(item, functools.partial):
-        inner = [item.func, *item.args, *item.keywords.values()]
-    elif isinstance(item, nn.Module):
-        inner = [*item.parameters(), *item.buffers()]
-    elif not optree.tree_is_leaf(item):
-        inner = optree.tree_leaves(item)
-    elif attrs.has(type(item)):
-        inner = [getattr(item, field.name) for field in attrs.fields(type(item))]
-    elif hasattr(item, "__wrapped__"):
-        inner = [item.__wrapped__]
-    else:
-        return False
-    return all(_note(part, found, seen) for part in inner)
-
-
-def _captured_by(fn: types.FunctionType) -> list[Any]:
-    captured = []
-    for cell in fn.__closure__ or ():
-        try:  # in a hot path, where contextlib.suppress shows
-            captured.append(cell.cell_contents)
-        except ValueError:  # a variable that is not yet assigned
-            continue
-    space = fn.__globals__
-    # What the libraries name in their own modules are their own tools.
-    if space.get("__name__", "").partition(".")[0] not in _LIBRARIES:
-        captured += [space[name] for name in _global_names(fn.__code__) if name in space]
-    return captured
-
-
-@functools.lru_cache(maxsize=512)
-def _global_names(code: types.CodeType) -> tuple[str, ...]:
-    inner = [constant for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    return tuple(dict.fromkeys((*code.co_names, *(name for c in inner for name in _global_names(c)))))
-
-
 def wants_outer_graph(problem: Problem, rest: list[Tensor]) -> bool:
     """Whether an argument requires grad while grad mode is on, so that the result must be differentiable.
 
@@ -247,16 +161,32 @@ def lean_value_and_grad(
             closures.learn(signature, free)
             if not free:
                 return True
-        found = _gradients(value, tuple(leaves)) if value.requires_grad else [None] * len(leaves)
+        used = value.requires_grad
+        found = pulled_back([value], [torch.ones_like(value)], leaves, recorded=False) if used else [None] * len(leaves)
     gradients = [torch.zeros_like(w) if g is None else g for w, g in zip(values, found, strict=True)]
     return value.detach(), detached(aux), gradients
 
 
-def _gradients(value: Tensor, leaves: tuple[Tensor, ...]) -> Sequence[Tensor | None]:
-    if has_torch_function(leaves):
-        return torch.autograd.grad(value, leaves, allow_unused=True)
-    # All that torch.autograd.grad does beyond this call is to look at every leaf twice.
-    return _engine_run_backward((value,), (torch.ones_like(value),), False, False, leaves, True, accumulate_grad=False)
+def pulled_back(
+    roots: Sequence[Tensor] | Sequence[GradientEdge],
+    cotangents: Sequence[Tensor],
+    leaves: Sequence[Tensor],
+    *,
+    recorded: bool,
+) -> Sequence[Tensor | None]:
+    """What `torch.autograd.grad` gives, None for leaves that are not used.
+
+    Args:
+        roots: what is differentiated.
+        cotangents: the gradients by them.
+        leaves: those by which.
+        recorded: whether the result can be differentiated.
+    """
+    if has_torch_function((*leaves, *cotangents)):
+        return torch.autograd.grad(roots, leaves, cotangents, create_graph=recorded, allow_unused=True)
+    # All that it does beyond this call is to look at every leaf three times.
+    given = tuple(roots), tuple(cotangents), recorded, recorded, tuple(leaves), True
+    return _engine_run_backward(*given, accumulate_grad=False)
 
 
 def _require_untouched(name: str, before: Any, after: Any) -> None:

@@ -30,9 +30,9 @@ from torch.overrides import TorchFunctionMode
 
 from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
-from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, running
-from purenn.transforms._leaves import detached, scalar_output, split_aux, versions
-from purenn.transforms._translate import WRITTEN
+from purenn.transforms._failures import WRITTEN
+from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, pulled_back, running
+from purenn.transforms._leaves import detached, scalar_output, split_aux
 
 
 class _Stacked(threading.local):
@@ -52,27 +52,41 @@ def stacked_tasks(active: bool = True) -> Iterator[None]:
         _stacked.active = before
 
 
-class _Linear(TorchFunctionMode):
-    """Linear maps of all tasks as one batched product: what vmap makes of them has twice the operations."""
+class _AtOnce(TorchFunctionMode):
+    """Some functions of all tasks in the operations of ordinary tensors: vmap makes twice as many of them."""
 
     def __init__(self, examples: "Examples") -> None:
         super().__init__()
         self.examples = examples
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        if func is F.linear and maybe_current_level() == self.examples.level:
-            found = _stacked_linear(self.examples, *args, **(kwargs or {}))
-            if found is not None:
-                return found
-        return func(*args, **(kwargs or {}))
+        found = None
+        if func in _AT_ONCE and maybe_current_level() == self.examples.level:
+            found = _AT_ONCE[func](self.examples, *args, **(kwargs or {}))
+        return func(*args, **(kwargs or {})) if found is None else found
 
 
-def _stacked_linear(examples: "Examples", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+def _linear_of_all(examples: "Examples", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
     if not (x.dim() == weight.dim() == 2 and is_batchedtensor(x) and is_batchedtensor(weight)):
         return None
     rows, matrices, *biases = examples.out_of([x, weight] if bias is None else [x, weight, bias])
     product = torch.bmm(rows, matrices.mT) if bias is None else torch.baddbmm(biases[0].unsqueeze(1), rows, matrices.mT)
     return examples.into([product])[0]
+
+
+def _squared_error_of_all(
+    examples: "Examples", x: Tensor, y: Tensor, *args: Any, reduction: str = "mean", **options: Any
+) -> Tensor | None:
+    if args or reduction != "mean" or set(options.values()) - {None}:
+        return None
+    if not (x.dim() and x.shape == y.shape and is_batchedtensor(x) and is_batchedtensor(y)):
+        return None
+    x, y = examples.out_of([x, y])
+    errors = F.mse_loss(x, y, reduction="none")
+    return examples.into([errors.mean(tuple(range(1, errors.dim())))])[0]
+
+
+_AT_ONCE: dict[Any, Callable[..., Tensor | None]] = {F.linear: _linear_of_all, F.mse_loss: _squared_error_of_all}
 
 
 def is_below_transformations() -> bool:
@@ -92,21 +106,8 @@ def nested_value_and_grad(
     name: str, call: Callable[[list[Tensor]], Any], values: list[Tensor], has_aux: bool
 ) -> tuple[Tensor, Any, list[Tensor]]:
     """Value, auxiliary output and gradients of a function, with their graphs if somebody may want them."""
-    examples, recorded = Examples.around(), not is_alone()
-    given = examples.out_of(values)
-    before = versions(given)
-    with torch.enable_grad():
-        leaves = fresh(given)
-        with running(), differentiated_again(), examples.linear():
-            value, aux = split_aux(name, call(examples.into(leaves)), has_aux)
-        (total,) = examples.out_of([scalar_output(name, value)])
-        if versions(given) != before:
-            wrong, fix = WRITTEN
-            raise MutationError(f"{name}: {wrong}. {fix}")
-        roots = [total] if total.requires_grad else []
-        gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
-    if not recorded:
-        value, aux = value.detach(), detached(aux)
+    examples = Examples.around()
+    value, aux, gradients = examples.value_and_grad(name, call, examples.out_of(values), has_aux)
     return value, aux, examples.into(gradients)
 
 
@@ -120,7 +121,7 @@ def pulled(
     with temporarily_clear_interpreter_stack():
         if not roots:
             return [torch.zeros_like(leaf) for leaf in leaves]
-        found = torch.autograd.grad(roots, leaves, cotangents, create_graph=recorded, allow_unused=True)
+        found = pulled_back(roots, cotangents, leaves, recorded=recorded)
         # torch's own zeros would require grad, as leaves of somebody's graph.
         return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
@@ -130,10 +131,14 @@ def fresh(values: Sequence[Tensor]) -> list[Tensor]:
 
     Not the values themselves: a function may close over one, which it is then not differentiated by.
     """
-    if all([value.requires_grad for value in values]):  # noqa: C419
+    if _require_grad(values):
         return [value.view_as(value) for value in values]
     with temporarily_clear_interpreter_stack():
         return [value.view_as(value) if value.requires_grad else _leaf(value) for value in values]
+
+
+def _require_grad(values: Sequence[Tensor]) -> bool:
+    return all([value.requires_grad for value in values])  # noqa: C419
 
 
 def _leaf(value: Tensor) -> Tensor:
@@ -180,6 +185,40 @@ class Examples:
             return list(tensors)
         return [self.into([tensor])[0] if each else tensor for tensor, each in zip(tensors, own, strict=True)]
 
+    def value_and_grad(
+        self,
+        name: str,
+        call: Callable[[list[Tensor]], Any],
+        given: list[Tensor],
+        has_aux: bool = False,
+        *,
+        private: bool = False,
+    ) -> tuple[Tensor, Any, list[Tensor]]:
+        """As `nested_value_and_grad`, by the tensors of all tasks.
+
+        Args:
+            name: of the transformation, for errors.
+            call: the function of one task.
+            given: the tensors of all tasks.
+            has_aux: whether the function has an auxiliary output.
+            private: whether nobody else has these tensors, so that they need no views. Default: False.
+        """
+        recorded = not is_alone()
+        with torch.enable_grad():
+            leaves = given if private and _require_grad(given) else fresh(given)
+            before = [leaf._version for leaf in leaves]
+            with running(), differentiated_again(), self.at_once():
+                value, aux = split_aux(name, call(self.into(leaves)), has_aux)
+            (total,) = self.out_of([scalar_output(name, value)])
+            if [leaf._version for leaf in leaves] != before:
+                wrong, fix = WRITTEN
+                raise MutationError(f"{name}: {wrong}. {fix}")
+            roots = [total] if total.requires_grad else []
+            gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
+        if not recorded:
+            value, aux = value.detach(), detached(aux)
+        return value, aux, gradients
+
     @contextlib.contextmanager
     def again(self) -> Iterator["Examples"]:
         """Within this context there are the same tasks under a vmap of its own."""
@@ -189,6 +228,11 @@ class Examples:
         with vmap_increment_nesting(self.size, "error") as level, stacked_tasks():
             yield Examples(level, self.size)
 
-    def linear(self) -> contextlib.AbstractContextManager[Any]:
-        """Within this context linear maps of all tasks are batched products; a compiler does that better itself."""
-        return _Linear(self) if self.level and not is_traced() else contextlib.nullcontext()
+    def at_once(self) -> contextlib.AbstractContextManager[Any]:
+        """Within this context some functions are computed of all tasks at once; a compiler does that better itself."""
+        return _AtOnce(self) if self.level and not is_traced() else contextlib.nullcontext()
+
+
+def at_once() -> contextlib.AbstractContextManager[Any]:
+    """As the method of `Examples`, of the tasks of `stacked_tasks`."""
+    return Examples.around().at_once() if _stacked.active and is_below_transformations() else contextlib.nullcontext()

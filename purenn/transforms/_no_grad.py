@@ -2,17 +2,23 @@
 
 A graph knows operations and no modes: what was computed under `torch.no_grad` would have a derivative like everything
 else. So the trace writes down where gradients are switched off and on, and what was computed in between is cut off.
+
+The running statistics that norms are given cannot have a derivative: torch refuses those that require grad, as all
+arguments of such a graph do. They are cut off too.
 """
 
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 from torch._C._functorch import CGradInterpreterPtr, TransformType, get_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 
 _SWITCH = torch._C._set_grad_enabled
+# By norm, the places of its running statistics.
+_STATISTICS = {F.batch_norm: (1, 2), F.instance_norm: (1, 2), torch.batch_norm: (3, 4), torch.instance_norm: (3, 4)}
 
 
 class SwitchesWritten(TorchFunctionMode):
@@ -26,9 +32,13 @@ class SwitchesWritten(TorchFunctionMode):
         self._hidden: bool | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        kwargs = kwargs or {}
         if func is _SWITCH:
             self._write(_is_tracked(torch.is_grad_enabled()), _is_tracked(args[0]))
-        return func(*args, **(kwargs or {}))
+        elif func in _STATISTICS:
+            args = tuple([_detached(arg) if n in _STATISTICS[func] else arg for n, arg in enumerate(args)])
+            kwargs = {name: _detached(arg) if name.startswith("running_") else arg for name, arg in kwargs.items()}
+        return func(*args, **kwargs)
 
     def _write(self, before: bool, after: bool) -> None:
         if self._hidden is None and before != self._written:
@@ -40,6 +50,10 @@ class SwitchesWritten(TorchFunctionMode):
             proxies = get_proxy_mode()
             if proxies is not None:
                 proxies.tracer.create_node("call_function", _SWITCH, (after,), {})
+
+
+def _detached(statistic: Any) -> Any:
+    return statistic.detach() if isinstance(statistic, torch.Tensor) else statistic
 
 
 def _is_tracked(enabled: bool) -> bool:

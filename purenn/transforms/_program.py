@@ -7,7 +7,6 @@ graph of the surrounding function calls the compiled body by its name.
 
 import contextlib
 import hashlib
-import operator
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
@@ -15,22 +14,11 @@ from typing import Any
 import attrs
 import torch
 from torch import Tensor, fx
-from torch._C._functorch import is_functorch_wrapped_tensor
-from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import _disable_current_modes
 
-from purenn.errors import GradientError, TraceError
-from purenn.transforms._captured import rebuilt
-from purenn.transforms._graph import fake_mode, graph_of, lift_constants, refuse_mutations, write_results
+from purenn.transforms._graph import write_results
 from purenn.transforms._inline import inlined
-from purenn.transforms._lean import graph_is_differentiated
 from purenn.transforms._like import Like
-from purenn.transforms._recorded import EscapedError, Recorded
-from purenn.transforms._rule_op import LostRuleError, marked_if_foreign
-from purenn.transforms._translate import place
-from purenn.transforms._untraceable import explained
 from purenn.transforms._unused import Shorten, drop_unused, with_results
 from purenn.tree._watch import is_watched
 
@@ -85,8 +73,8 @@ class Program:
             if n not in inputs:
                 graph.graph.erase_node(node)
         graph.recompile()
-        name = _name(graph, f"a part of {self.name}")
-        return _once(Program(graph, name, [self.results[n] for n in results], (), None, self.compiler))
+        left = [self.results[n] for n in results]
+        return registered(graph, f"a part of {self.name}", left, (), None, self.compiler)
 
     def _compile_writing(self) -> Callable[[Sequence[Tensor], Sequence[Tensor]], Any]:
         if any(result.device.type != "cpu" for result in self.results):
@@ -184,11 +172,6 @@ def current_tracing() -> Tracing | None:
     return _current.tracing
 
 
-def _tracing() -> Tracing:
-    # Without a trace an operation itself is differentiated, in a graph that no compiler has changed.
-    return _current.tracing or Tracing(fake_mode(), lambda graph, _: graph, "as it is")
-
-
 def writes_programs() -> bool:
     """Whether loops and branches become operations now: under `pn.jit`, but where a layer's outputs are watched."""
     return not torch.compiler.is_compiling() and _current.tracing is not None and not is_watched()
@@ -204,117 +187,17 @@ def tracing_for(tracing: Tracing) -> Iterator[Tracing]:
         _current.tracing = before
 
 
-def close(
-    name: str,
-    fn: Callable[..., Sequence[Tensor]],
-    like: Sequence[Like],
-    *,
-    kept: tuple[int, ...] = (),
-    back: Program | None = None,
-    is_body: bool = False,
-) -> tuple[Program, list[Tensor]]:
-    """Trace a function of tensors to a program.
-
-    Args:
-        name: of the transformation, for errors.
-        fn: the function; it may close over tensors at any level of transformation.
-        like: what its arguments are like.
-        kept: see `Program`.
-        back: see `Program`.
-        is_body: whether it is the user's, and may have derivative rules that a graph would lose.
-
-    Returns:
-        The program, which takes the arguments and then what the function closes over; and the latter.
-    """
-    tracing = _tracing()
-    outer: list[Tensor] = []
-    places: dict[int, int] = {}
-
-    def note(tensor: Tensor) -> Tensor:
-        # Only tensors of transformations around: others are found in the graph, as constants.
-        if is_functorch_wrapped_tensor(tensor) and id(tensor) not in places:
-            places[id(tensor)] = len(outer)
-            outer.append(tensor)
-        return tensor
-
-    rebuilt(fn, note, {})
-    closed = fn
-    given_like = [*like, *map(Like.of, outer)]
-
-    def flat(*tensors: Tensor) -> list[Tensor]:
-        own, given = tensors[: len(like)], tensors[len(like) :]
-        inner = rebuilt(closed, lambda t: given[places[id(t)]] if id(t) in places else t, {}) if outer else closed
-        results = marked_if_foreign(list(inner(*own)), tensors)
-        # A result that is an argument, or a view of one, would share storage with it from step to step.
-        inputs = {StorageWeakRef(tensor.untyped_storage()) for tensor in tensors}
-        seen: set[StorageWeakRef] = set()
-        for number, result in enumerate(results):
-            storage = StorageWeakRef(result.untyped_storage())
-            if storage in inputs or storage in seen:
-                results[number] = result.clone(memory_format=torch.contiguous_format)
-            else:
-                results[number] = result.contiguous()
-                seen.add(storage)
-        return results
-
-    with _found(name), explained(name), graph_is_differentiated(), _outside(tracing):
-        examples = [tensor.example(differentiated=is_body) for tensor in given_like]
-        with Recorded():
-            graph = graph_of(flat, examples, torch.ops.purenn.constant.default)
-    constants = lift_constants(graph)
-    labels = [f"its argument {number}" for number in range(len(like))]
-    refuse_mutations(name, graph, [*labels, *["a tensor that it closes over"] * (len(outer) + len(constants))])
-    returned: Any = graph.graph.output_node().args[0]
-    results = [node.meta["val"] for node in returned]
-    kind = f"{tracing.kind} {kept} {back.name if back else None}"
-    made = Program(graph, _name(graph, kind), results, kept, back, tracing.compiler)
-    return _once(made), [*outer, *constants]
-
-
-def _once(made: Program) -> Program:
-    return _PROGRAMS.setdefault(made.name, made)
-
-
-def has_no_gradient(node: fx.Node) -> bool:
-    """Whether a value in a graph is one of an operation's results that never has a gradient: a norm's statistics."""
-    if node.target is not operator.getitem:
-        return False
-    whole: Any = node.args[0]
-
-    def example(given: fx.Node) -> Any:
-        value = given.meta["val"]
-        return Like.of(value).example(differentiated=True) if isinstance(value, Tensor) else value
-
-    with _outside(_tracing()), torch.enable_grad():
-        results = whole.target(*fx.map_arg(whole.args, example), **fx.map_arg(whole.kwargs, example))
-    part = results[node.args[1]]
-    return Like.of(part).is_differentiable and not part.requires_grad
-
-
-@contextlib.contextmanager
-def _outside(tracing: Tracing) -> Iterator[None]:
-    with temporarily_clear_interpreter_stack(), _disable_current_modes(), tracing.mode:
-        yield
-
-
-@contextlib.contextmanager
-def _found(name: str) -> Iterator[None]:
-    try:
-        yield
-    except LostRuleError as error:
-        raise GradientError(
-            f"{name}: the body uses {error}, which has a derivative rule of its own, and a compiled loop's gradient is "
-            f"that of the traced body, which does not know it. Write the rule with pn.custom_vjp or pn.custom_jvp, "
-            f"which graphs know, write the loop in Python, or do not compile it."
-        ) from None
-    except (RuntimeError, EscapedError) as error:
-        if not isinstance(error, EscapedError) and "escaped from inside a function being vmapped" not in str(error):
-            raise
-        raise TraceError(
-            f"{name}: the body reaches a tensor of a transformation around it through a global variable or an object's "
-            f"attribute, where it cannot be found{place(error)}. Pass it as a part of the carry, or refer to it by a "
-            f"local variable of the surrounding function."
-        ) from error
+def registered(
+    graph: fx.GraphModule,
+    kind: str,
+    results: list[Tensor],
+    kept: tuple[int, ...],
+    back: Program | None,
+    compiler: Callable[..., Callable[..., Sequence[Tensor]]],
+) -> Program:
+    """The program of a graph; see its attributes. `kind` is what makes it another one than that of an equal graph."""
+    name = _name(graph, kind)
+    return _PROGRAMS.setdefault(name, Program(graph, name, results, kept, back, compiler))
 
 
 def _name(graph: fx.GraphModule, kind: str) -> str:

@@ -6,10 +6,11 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from typing import Any, ParamSpec, TypeVar
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes, _get_current_dispatch_mode_stack
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from purenn._modes import is_plain
-from purenn.errors import ArgumentError, GradientError
+from purenn.errors import ArgumentError
 from purenn.random import strict
 from purenn.transforms._lean import surroundings
 from purenn.tree._checks import require_function
@@ -43,11 +44,11 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
     Args:
         fn: a pure function; usually one layer or a few of a deep stack.
         policy: "products" keeps the results of matrix products and convolutions, and computes only the rest again; None
-            keeps nothing.
+            keeps nothing. What it keeps serves one backward pass of plain autograd, and no gradient that is taken
+            within the function: they compute all of it again.
 
     Raises:
         ArgumentError: an unknown policy.
-        GradientError: a second backward pass of plain autograd with the policy "products".
 
     Example:
         >>> import torch, purenn as pn
@@ -84,39 +85,51 @@ def remat(fn: Callable[P, R], *, policy: str | None = None) -> Callable[P, R]:
 
 
 def _keeping_nothing() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-    return nullcontext(), _Again(nullcontext())
+    return nullcontext(), _Again()
 
 
 def _keeping_products() -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
     first, again = create_selective_checkpoint_contexts(_keep_products)
-    return first, _Again(again, times=1)
+    return first, _Again(first, again)
 
 
 class _Again(AbstractContextManager[None]):
-    """The context of a repetition. A second derivative repeats the function twice, so it can be entered again."""
+    """The context of a repetition. A second derivative repeats the function twice, so it can be entered again.
 
-    def __init__(self, inner: AbstractContextManager[Any], times: int | None = None) -> None:
-        self._inner = inner
-        self._times = times
+    Args:
+        first: the mode of the forward pass, if one keeps values there.
+        kept: that of the repetition that uses them up.
+    """
+
+    def __init__(self, first: TorchDispatchMode | None = None, kept: TorchDispatchMode | None = None) -> None:
+        self._first = first
+        self._kept = kept
         self._open: list[ExitStack] = []
         # A gradient within the function is taken as it was, or other values than those would be kept.
         self._around = surroundings()
 
     def __enter__(self) -> None:
-        if self._times == 0:
-            raise GradientError(
-                "remat: what policy='products' keeps can be used by one backward pass only, and this is the second (a "
-                "second derivative, or retain_graph=True). Use policy=None, or pn.grad of pn.grad."
-            )
-        self._times = None if self._times is None else self._times - 1
         stack = ExitStack()
-        stack.enter_context(self._inner)
+        # A gradient within the function repeats it during the forward pass, in which nothing is complete.
+        running = self._first in _get_current_dispatch_mode_stack()
+        # There was no mode around the forward pass either: with one, functions within would not be recomputed.
+        stack.enter_context(_disable_current_modes())
+        if self._first is not None:
+            kept = None if running else self._kept
+            stack.enter_context(kept or _Computing())
+            self._kept = None if kept else self._kept
         stack.enter_context(self._around())
         stack.enter_context(strict(enabled=False))
         self._open.append(stack)
 
     def __exit__(self, *error: Any) -> bool:
         return bool(self._open.pop().__exit__(*error))
+
+
+class _Computing(TorchDispatchMode):
+    # With a mode as in the forward pass, functions that look for one (jitted ones) run as they did there.
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
+        return func(*args, **(kwargs or {}))
 
 
 def _keep_products(context: Any, operation: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

@@ -10,12 +10,14 @@ from torch import Tensor
 
 from purenn.errors import ArgumentError, ShapeError, TransformError
 from purenn.transforms._carry import is_alike, require_alike, require_tensors
+from purenn.transforms._close import close
 from purenn.transforms._graph import fake_mode
 from purenn.transforms._like import Like
 from purenn.transforms._operation import empty
-from purenn.transforms._program import Tracing, close, current_tracing, tracing_for, writes_programs
+from purenn.transforms._program import Tracing, current_tracing, tracing_for, writes_programs
 from purenn.transforms._remat import remat as rematerialised
 from purenn.transforms._scan_op import scan_tensors
+from purenn.tree._checks import require_function
 from purenn.tree._walk import Structure, flatten, quoted, short, unflatten
 
 C = TypeVar("C")
@@ -56,7 +58,8 @@ def scan(
     Raises:
         ShapeError: the leading axes differ, or a tensor has none.
         StructureError: the new carry does not look like the old one, or a result not like that of the first step.
-        ArgumentError: there is nothing that says how many steps there are, or `unroll` is no number of steps.
+        ArgumentError: there is nothing that says how many steps there are, `unroll` is no number of steps, or another
+            option is no bool.
         TransformError: the body returns no pair.
 
     Example:
@@ -64,7 +67,11 @@ def scan(
         >>> pn.scan(lambda total, x: (total + x, total), torch.tensor(0), torch.arange(1, 5))
         (tensor(10), tensor([0, 1, 3, 6]))
     """
+    require_function("scan", body)
     require_tensors("scan", carry)
+    for option, value in (("reverse", reverse), ("remat", remat)):
+        if not isinstance(value, bool):
+            raise ArgumentError(f"scan: {option} must be True or False, got {value!r}.")
     leaves, structure = flatten(xs)
     steps = _length(leaves, structure, length)
     group = _group(unroll)
@@ -181,6 +188,8 @@ def _length(leaves: list[Any], structure: Structure, length: int | None) -> int:
     for path, leaf in zip(structure.paths, leaves, strict=True):
         if not isinstance(leaf, Tensor):
             continue
+        if leaf.is_nested:
+            raise ShapeError(f"scan: {quoted(path)} of xs is nested, its entries differ in shape: pad and mask them.")
         if not leaf.dim():
             raise ShapeError(f"scan: {quoted(path)} of xs is {short(leaf)} and has no leading axis to loop over.")
         sizes.setdefault(len(leaf), f"{quoted(path)} of xs is {short(leaf)}")

@@ -7,6 +7,7 @@ import attrs
 import torch
 from torch import Tensor, library
 
+from purenn.transforms._close import close
 from purenn.transforms._joint import divide
 from purenn.transforms._like import Like
 from purenn.transforms._operation import (
@@ -27,7 +28,7 @@ from purenn.transforms._operation import (
     value_and_pull,
     zeros_like,
 )
-from purenn.transforms._program import SHORTENED, TRANSFORMABLE, Program, close, program
+from purenn.transforms._program import SHORTENED, TRANSFORMABLE, Program, program
 from purenn.transforms._scan_run import run_scan, shortened
 
 Step = Callable[[list[Tensor], list[Tensor], list[Tensor]], Tensors]

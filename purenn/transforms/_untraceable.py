@@ -17,6 +17,7 @@ from torch._subclasses.fake_tensor import (
 from torch.overrides import TorchFunctionMode
 
 from purenn.errors import PurennError, TraceError
+from purenn.transforms._failures import LAYOUTS, NOT_DENSE
 from purenn.transforms._translate import place
 
 
@@ -83,6 +84,17 @@ _KNOWN = (
         "the function makes a tensor of the values of traced ones (torch.tensor([a, b]))",
         "While it is traced there are no values: use torch.stack([a, b]).",
     ),
+    (LAYOUTS, *NOT_DENSE),
+    (
+        r"_apply\(\): Couldn't swap",
+        "the function converts an nn.Module (.to(), .double()) that it traces",
+        "Convert it outside, or make it pure with bridge.from_module.",
+    ),
+    (
+        r"Can't (pickle|get) local object|_share_fd_|elem\.device\.type must be 'meta'",
+        "the function copies, pickles or saves a traced tensor (copy.copy, torch.save)",
+        "While it is traced there are no values: copy by x.clone(), and save the result.",
+    ),
     (
         r"FX to symbolically trace a dynamo-optimized function",
         "the function calls one that torch.compile has made",
@@ -98,7 +110,7 @@ def explained(name: str) -> Iterator[None]:
         yield
     except PurennError:
         raise
-    except (RuntimeError, TypeError, _PrintedError) as error:
+    except (RuntimeError, TypeError, AttributeError, AssertionError, _PrintedError) as error:
         found = _reason(error)
         if found is None:
             raise
@@ -106,7 +118,7 @@ def explained(name: str) -> Iterator[None]:
         raise TraceError(f"{name}: {wrong}{place(error)}. {fix}") from error
 
 
-def _reason(error: Exception) -> tuple[str, str] | None:
+def _reason(error: BaseException) -> tuple[str, str] | None:
     kinds = (
         (_PrintedError, _PRINTED),
         (DataDependentOutputException, _VALUE),
@@ -117,4 +129,6 @@ def _reason(error: Exception) -> tuple[str, str] | None:
         if isinstance(error, kind):
             return reason
     text = str(error)
-    return next(((wrong, fix) for pattern, wrong, fix in _KNOWN if re.search(pattern, text)), None)
+    found = next(((wrong, fix) for pattern, wrong, fix in _KNOWN if re.search(pattern, text)), None)
+    # A tool of torch may have made another error of it.
+    return _reason(error.__cause__) if found is None and error.__cause__ is not None else found

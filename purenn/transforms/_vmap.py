@@ -16,6 +16,7 @@ from torch._functorch.vmap import (
 
 from purenn.errors import ArgumentError, BatchingError
 from purenn.transforms._batch import Batch, broadcast, taken_apart
+from purenn.transforms._loss_formulas import with_formulas
 from purenn.transforms._translate import translated
 from purenn.tree._checks import require_function
 from purenn.tree._walk import Structure, flatten, short
@@ -82,9 +83,10 @@ def vmap(
 
         with translated("vmap"):
             if chunk_size is None or batch.size <= chunk_size:
-                stacked = _at_once(flat, batch, randomness)
+                stacked = with_formulas(lambda: _at_once(flat, batch, randomness))
             else:
-                stacked = torch.func.vmap(flat, batch.dims, 0, randomness, chunk_size=chunk_size)(*batch.leaves)
+                apply = torch.func.vmap(flat, batch.dims, 0, randomness, chunk_size=chunk_size)
+                stacked = with_formulas(lambda: apply(*batch.leaves))
         # A result that does not depend on the examples comes as one tensor seen many times: make it many.
         own = [leaf.contiguous() if leaf.stride(0) == 0 and leaf.shape[0] > 1 else leaf for leaf in stacked]
         moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(own, outcome["dims"], strict=True)]

@@ -9,6 +9,7 @@ from torch import Tensor, library
 
 from purenn.errors import GradientError
 from purenn.transforms._branch_op import select
+from purenn.transforms._close import close
 from purenn.transforms._like import Like
 from purenn.transforms._operation import (
     LIBRARY,
@@ -24,7 +25,7 @@ from purenn.transforms._operation import (
     push,
     tangents_at,
 )
-from purenn.transforms._program import TRANSFORMABLE, Program, close, program
+from purenn.transforms._program import TRANSFORMABLE, Program, program
 
 
 def while_tensors(test: Flat, step: Flat, carry: Tensors, constants: Tensors = ()) -> Tensors:

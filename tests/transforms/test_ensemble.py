@@ -116,6 +116,24 @@ def test_greedy_soup(device: torch.device) -> None:
     assert len(seen) == 7
 
 
+def test_score_without_a_value(device: torch.device) -> None:
+    """A model whose score is NaN is the worst, wherever it is."""
+    for values in ([float("nan"), 2.0, 3.0], [2.0, 3.0, float("nan")]):
+        models = torch.tensor(values, device=device)
+        assert float(pn.soup(models, score=lambda p: p)) == 3.0
+
+
+def test_weights(device: torch.device) -> None:
+    """Negative weights move away from a model, sums of half floats do not overflow, gradients go through them."""
+    models = torch.tensor([[1.0, 2.0], [3.0, 6.0]], device=device)
+    weights = torch.tensor([2, -1], device=device)
+    assert pn.soup(models, weights=weights).tolist() == [-1.0, -2.0]
+    large = torch.tensor([60000.0, 60000.0], dtype=torch.float16, device=device)
+    assert pn.soup(models, weights=large).tolist() == [2.0, 4.0]
+    gradient = pn.grad(lambda weights: pn.soup(models, weights=weights)[0])(torch.tensor([1.0, 3.0], device=device))
+    assert gradient.tolist() == [-0.375, 0.125]
+
+
 def test_errors(device: torch.device) -> None:
     """Wrong use says what was wrong."""
     models = {"w": torch.ones(2, 3, device=device), "b": torch.ones(3, device=device)}
@@ -133,7 +151,21 @@ def test_errors(device: torch.device) -> None:
     assert str(error.value) == "soup takes weights or score, not both."
     with pytest.raises(ArgumentError) as error:
         pn.soup(models["w"], weights=torch.ones(3))
-    assert str(error.value) == "soup: weights must be a tensor with one entry for each of the 2 models, got f32[3]."
+    text = "soup: weights must be a real tensor with one entry for each of the 2 models, got "
+    assert str(error.value) == text + "f32[3]."
     with pytest.raises(ArgumentError) as error:
         pn.soup(models["w"], weights=[1, 2])  # pyright: ignore[reportArgumentType]
-    assert str(error.value) == "soup: weights must be a tensor with one entry for each of the 2 models, got [1, 2]."
+    assert str(error.value) == text + "[1, 2]."
+    for weights, text in {
+        (1.0, -1.0): (
+            "soup: weights are divided by their sum, which must not be 0, got [1.0, -1.0]. For a difference of models "
+            "subtract them: pn.tree.map(torch.sub, a, b)."
+        ),
+        (float("inf"), 1.0): "soup: weights must be finite numbers, got [inf, 1.0].",
+    }.items():
+        with pytest.raises(ArgumentError) as error:
+            pn.soup(models["w"], weights=torch.tensor(weights, device=device))
+        assert str(error.value) == text
+    with pytest.raises(ArgumentError) as error:
+        pn.soup(models["w"], score=lambda p: p)
+    assert str(error.value) == "soup: score must return one real number, got f32[3]."

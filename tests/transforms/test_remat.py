@@ -9,7 +9,7 @@ from _transform_models import DOUBLE, inputs, loss, make, net
 from torch import Tensor
 
 import purenn as pn
-from purenn.errors import ArgumentError, GradientError
+from purenn.errors import ArgumentError
 from purenn.layers import Dropout, Linear, dropout, linear
 
 POLICIES = [None, "products"]
@@ -74,7 +74,31 @@ def test_gradients_inside(device: torch.device) -> None:
         return (pn.grad(lambda x: (x.sum() * x * w[0] + w[1]).sin().square().sum())(x) * w[2]).exp().sum()
 
     w = x.sin()
-    torch.testing.assert_close(pn.grad(pn.remat(inner))(w), pn.grad(inner)(w), rtol=1e-12, atol=1e-12)
+    for policy in POLICIES:
+        found = pn.grad(pn.remat(inner, policy=policy))(w)
+        torch.testing.assert_close(found, pn.grad(inner)(w), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_products_around_a_gradient_inside(device: torch.device, policy: str | None) -> None:
+    """Products before, within and after a gradient inside are the same when computed again, jitted or not."""
+    x = torch.randn(4, 3, dtype=DOUBLE, generator=torch.Generator().manual_seed(0)).to(device)
+
+    def loss(w: Tensor) -> Tensor:
+        return torch.tanh(torch.tanh(x @ w) @ w).exp().sum()
+
+    def step(w: Tensor) -> Tensor:
+        w = w @ w.sin()
+        return (x @ (w - 0.1 * pn.grad(loss)(w)) @ w).tanh().square().sum()
+
+    for f in (step, lambda w: pn.remat(step, policy=policy)(w.sin()), pn.jit(step, backend="eager")):
+        g = pn.remat(f, policy=policy)
+        w = x[:3].clone()
+        torch.testing.assert_close(pn.grad(g)(w), pn.grad(f)(w), rtol=1e-10, atol=1e-12)
+        leaf = w.clone().requires_grad_()
+        torch.testing.assert_close(torch.autograd.grad(g(leaf), leaf)[0], pn.grad(f)(w), rtol=1e-10, atol=1e-12)
+        one, other = (pn.grad(lambda w, h=h: pn.grad(h)(w).square().sum())(w) for h in (g, f))
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-12)
 
 
 def test_same_draws_when_computed_again(device: torch.device) -> None:
@@ -119,7 +143,7 @@ def test_errors() -> None:
 
 
 def test_twice_differentiated_by_plain_autograd(device: torch.device) -> None:
-    """The function is computed again for the second derivative as well; what products keep is used up by the first."""
+    """The function is computed again for the second derivative as well, products included."""
     x = torch.linspace(-1, 1, 5, dtype=DOUBLE, device=device, requires_grad=True)
 
     def second(f: Callable[[Tensor], Tensor]) -> Tensor:
@@ -129,13 +153,17 @@ def test_twice_differentiated_by_plain_autograd(device: torch.device) -> None:
     def f(x: Tensor) -> Tensor:
         return (torch.outer(x, x) @ x.sin()).exp()
 
-    torch.testing.assert_close(second(pn.remat(f)), second(f), rtol=0, atol=1e-12)
-    with pytest.raises(GradientError) as error:
-        second(pn.remat(f, policy="products"))
-    assert str(error.value) == (
-        "remat: what policy='products' keeps can be used by one backward pass only, and this is the second (a second "
-        "derivative, or retain_graph=True). Use policy=None, or pn.grad of pn.grad."
-    )
+    for policy in POLICIES:
+        torch.testing.assert_close(second(pn.remat(f, policy=policy)), second(f), rtol=0, atol=1e-12)
+
+
+def test_two_backward_passes(device: torch.device) -> None:
+    """A second backward pass through the same graph gives what the first gave."""
+    x = torch.linspace(-1, 1, 5, dtype=DOUBLE, device=device, requires_grad=True)
+    for policy in POLICIES:
+        y = pn.remat(lambda x: (torch.outer(x, x) @ x.sin()).exp().sum(), policy=policy)(x)
+        first = torch.autograd.grad(y, x, retain_graph=True)[0]
+        assert torch.equal(torch.autograd.grad(y, x)[0], first)
 
 
 def test_around_transformations(device: torch.device) -> None:
@@ -147,3 +175,69 @@ def test_around_transformations(device: torch.device) -> None:
 
     for _ in range(2):
         assert torch.equal(pn.grad(pn.remat(f))(x), pn.grad(f)(x))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_first_calls_of_jitted_functions(device: torch.device, policy: str | None) -> None:
+    """What a trace keeps for itself is no part of what is computed again, in a gradient inside as little."""
+    x = inputs(device)[0]
+
+    def f(w: Tensor) -> Tensor:
+        return (torch.outer(w, w) @ w).tanh()
+
+    def differentiated(g: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return lambda w: pn.grad(lambda w: g(w).square().sum())(w)
+
+    def jitted(g: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return pn.jit(g, backend="eager")
+
+    def again(g: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+        return pn.remat(g, policy=policy)
+
+    first, second = differentiated(f), differentiated(differentiated(f))
+    for found, expected in (
+        (again(differentiated(jitted(f))), first),
+        (again(jitted(differentiated(f))), first),
+        (again(jitted(again(differentiated(f)))), first),
+        (again(differentiated(again(jitted(differentiated(f))))), second),
+    ):
+        torch.testing.assert_close(found(x), expected(x), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(differentiated(found)(x), differentiated(expected)(x), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_around_what_asks_for_values(device: torch.device, policy: str | None) -> None:
+    """A branch is chosen by its predicate, and only that one runs; values can be checked."""
+    root = pn.remat(lambda x: pn.cond(x > 0, torch.sqrt, torch.zeros_like, x), policy=policy)
+    x = torch.tensor(-4.0, dtype=DOUBLE, device=device)
+    assert pn.grad(root)(x) == 0
+    assert pn.grad(root)(-x) == 0.25
+    checked = pn.remat(pn.check_numerics(torch.log), policy=policy)
+    torch.testing.assert_close(checked(-x), (-x).log())
+
+
+@pytest.mark.parametrize("inner", POLICIES)
+@pytest.mark.parametrize("outer", POLICIES)
+def test_nested(device: torch.device, outer: str | None, inner: str | None) -> None:
+    """Functions that are computed again within functions that are, with gradients inside."""
+    x = torch.linspace(-1, 1, 3, dtype=DOUBLE, device=device)
+
+    def f(w: Tensor) -> Tensor:
+        return pn.grad(lambda v: (torch.outer(v, w) @ (w * v)).tanh().square().sum())(w.cos())
+
+    def step(g: Callable[[Tensor], Tensor]) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        return lambda c, row: (c * 0.5 + row, g(c))
+
+    g = pn.remat(lambda w: pn.remat(f, policy=inner)(w.sin()) @ torch.outer(w, w), policy=outer)
+    plain = lambda w: f(w.sin()) @ torch.outer(w, w)  # noqa: E731
+    torch.testing.assert_close(g(x), plain(x), rtol=1e-12, atol=1e-12)
+    for of in (g, plain):
+        total = pn.scan(step(of), x, torch.stack([x, x * 0.3]), remat=of is g)[1].sum()
+        torch.testing.assert_close(total, f_total(plain, x), rtol=1e-12, atol=1e-12)
+    found, expected = (pn.grad(lambda w, of=of: of(w).square().sum())(x) for of in (g, plain))
+    torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
+
+
+def f_total(g: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """The sum of what the loop of `test_nested` collects, by hand."""
+    return g(x).sum() + g(x * 0.5 + x).sum()

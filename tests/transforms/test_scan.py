@@ -554,6 +554,29 @@ def test_gradients_keep_what_they_use(device: torch.device) -> None:
     assert stacked == [1, 0]
 
 
+@pytest.mark.parametrize("where", ["closed over", "carried", "detached parameters"])
+def test_running_statistics_of_torch(device: torch.device, where: str) -> None:
+    """A body may normalise by torch's function with given statistics, for which torch has no derivative."""
+    p = {"weight": torch.linspace(0.5, 2, 4, dtype=DOUBLE, device=device)}
+    statistics = p["weight"].flip(0), p["weight"].square()
+    xs = torch.linspace(-2, 1, 24, dtype=DOUBLE, device=device).reshape(3, 2, 4)
+
+    def loss(p: dict, xs: Tensor) -> Tensor:
+        def body(carry: Any, x: Tensor) -> Any:
+            total, mean, var = carry
+            if where == "closed over":
+                mean, var = statistics
+            elif where == "detached parameters":
+                mean, var = p["weight"].detach(), p["weight"].detach() + 1
+            y = torch.nn.functional.batch_norm(x, running_mean=mean, running_var=var, weight=p["weight"])
+            return (total + y.square().sum(), *carry[1:]), None
+
+        return pn.scan(body, (xs.new_zeros(()), *statistics), xs)[0][0]
+
+    found = pn.jit(pn.grad(loss), backend="aot_eager")(p, xs)
+    torch.testing.assert_close(found, pn.grad(loss)(p, xs), rtol=1e-12, atol=0)
+
+
 def test_in_inference_mode(device: torch.device) -> None:
     """A compiled loop runs where autograd is switched off altogether."""
     carry, xs = _start(device)

@@ -153,8 +153,8 @@ SHAPES = (
     "differ from example to example: use torch.where(mask, x, 0), or a fixed number of results."
 )
 NO_RULE = (
-    "{{name}}: torch has no batching rule for {}{{at}}. Use the layer of purenn.layers for this operation, or write it "
-    "in operations that have one."
+    "{{name}}: torch has no batching rule for {}{{at}}. Use the layer of purenn.layers or the loss of purenn.losses "
+    "for this operation, or write it in operations that have one."
 )
 PLAIN = (
     "{name}: the function calls backward() or torch.autograd.grad, which see no tensor here that requires a "
@@ -326,8 +326,8 @@ def test_missing_derivative(device: torch.device) -> None:
     with pytest.raises(GradientError) as error:
         pn.grad(lambda x: torch.igamma(x, x).sum())(inputs(device).abs())
     assert str(error.value) == (
-        "grad: torch has no derivative for igamma: input. Use the layer of purenn.layers for this operation, or write "
-        "it in operations that have one."
+        "grad: torch has no derivative for igamma: input. Use the layer of purenn.layers or the loss of purenn.losses "
+        "for this operation, or write it in operations that have one."
     )
 
 

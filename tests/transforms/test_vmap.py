@@ -209,7 +209,10 @@ def test_error_no_rule_of_torch(device: torch.device) -> None:
     line = listed.__code__.co_firstlineno + 1
     with open(__file__) as source:
         code = source.read().splitlines()[line - 1].strip()
-    advice = "Use the layer of purenn.layers for this operation, or write it in operations that have one."
+    advice = (
+        "Use the layer of purenn.layers or the loss of purenn.losses for this operation, or write it in operations "
+        "that have one."
+    )
     with pytest.raises(pn.errors.BatchingError) as batching:
         pn.vmap(listed)(x)
     check(

@@ -1,0 +1,59 @@
+"""Steps of an inner loop in a row: what is the same in all of them is done once."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from purenn._modes import is_traced
+from purenn.meta._step import Carry, Step
+from purenn.transforms._lean import is_alone, outermost
+from purenn.transforms._leaves import take_apart
+from purenn.transforms._nested import Examples, can_nest
+
+
+def steps_in_a_row(
+    step: Step, carry: Carry, rest: Any, data: Callable[[int], tuple], kwargs: dict[str, Any], numbers: range
+) -> tuple[Carry, Tensor] | None:
+    """The carry after some steps that are differentiated, and their losses.
+
+    The parameters are taken apart before the first step and put together after the last. If there are many tasks, only
+    the loss is computed under their vmap: the optimiser steps the parameters of all of them as one.
+
+    Args:
+        step: the step.
+        carry: parameters and state.
+        rest: the parameters that are not adapted, or None.
+        data: the loss's positional arguments in a step.
+        kwargs: its keyword arguments.
+        numbers: of the steps.
+
+    Returns:
+        None where the steps must be made one by one: by an optimiser that looks at the tree or at all numbers of a
+        task, by a loss that returns buffers, or where no graph is recorded, so that kernels can do the steps.
+    """
+    if step.optimizer.row is None or step.stateful or is_traced() or not can_nest() or outermost():
+        return None
+    params, state = carry
+    argument, examples = take_apart(params), Examples.around()
+    if is_alone() and not examples.level:
+        return None
+    loss = step.loss_with(rest)
+    row = step.optimizer.row(params, argument.derivative(argument.values), state)
+    if not row.columns[0] or (examples.level and not row.together):
+        return None
+    row.columns = [examples.out_of(column) for column in row.columns]
+    losses = []
+    for number in numbers:
+        args = data(number)
+        value, _, gradients = examples.value_and_grad(
+            "inner_loop",
+            lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
+            row.columns[0],
+            private=number > numbers[0],
+        )
+        losses.append(value)
+        row.step(gradients)
+    row.columns = [examples.into(column) for column in row.columns]
+    return (row.params(), row.state()), torch.stack(losses)

@@ -1,0 +1,75 @@
+"""Several steps of an optimiser in a row."""
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from purenn.optim._aligned import Aligned
+from purenn.optim._hyperparameters import Values, as_number, on_device
+from purenn.tree import replace
+
+if TYPE_CHECKING:
+    from purenn.optim._rule import Rule
+
+# ``finish(direction, parameter, values)``: what becomes of a parameter.
+Finish = Callable[[Any, Any, Values], Any]
+
+
+class Row:
+    """Steps of a rule in plain operations: trees are taken apart before the first and put together after the last.
+
+    Attributes:
+        columns: the leaves that are trained, and for each slot of the state those that belong to them.
+        gradients: those that it was begun with.
+        together: whether plain numbers decide how each element is stepped, so that many models can be stepped as one.
+    """
+
+    def __init__(self, rule: "Rule", params: Any, grads: Any, state: Any) -> None:
+        """Take the trees apart.
+
+        Raises:
+            StructureError: parameters, gradients and state do not fit together.
+            ShapeError: a gradient or a part of the state has another shape than its parameter.
+            DeviceError: they are on different devices.
+        """
+        self._found = Aligned.of(rule.name, params, grads, rule.slots_of(state))
+        self._found.require_alike(shapes=rule.elementwise)
+        first, self.gradients, *slots = self._found.columns
+        self.columns: list[list[Tensor]] = [first, *slots]
+        self._rule, self._state, self._steps = rule, state, 0
+        self._done = as_number(state.count)
+        self._carried = {name: getattr(state, name) for name in rule.carried}
+        scalars = (self._done, *rule.hyperparameters.values())
+        self.together = rule.elementwise and all([isinstance(scalar, (int, float)) for scalar in scalars])  # noqa: C419
+
+    def step(self, gradients: Sequence[Tensor], finish: Finish | None = None) -> None:
+        """One more step by some gradients; `finish` makes new parameters if it is not given."""
+        rule, columns = self._rule, [gradients, *self.columns]
+        values = rule.values(self._done, self._carried)
+        placed: dict[torch.device, Values] = {}
+        rows = []
+        for g, w, *slots in zip(*columns, strict=True):
+            device = w.device
+            if device not in placed:
+                placed[device] = on_device(values, device)
+            rows.append(rule.apply(finish or rule.stepped, g, w, slots, placed[device]))
+        self.columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self.columns]
+        self._carried = {name: values[name] for name in rule.carried}
+        self._done, self._steps = self._done + 1, self._steps + 1
+
+    def updates(self) -> Any:
+        """The first of the columns as a tree of updates."""
+        return self._found.updates(self.columns[0])
+
+    def params(self) -> Any:
+        """The parameters as they are now."""
+        return self._found.with_results(self.columns).tree(0)
+
+    def state(self) -> Any:
+        """The state as it is now."""
+        rule, new = self._rule, self._found.with_results(self.columns)
+        trees = {name: new.tree(number) for number, name in enumerate(rule.slots, 2)}
+        scalars = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in self._carried.items()}
+        return replace(self._state, count=self._state.count + self._steps, **scalars, **trees)

@@ -1,0 +1,34 @@
+"""Long graphs on the CPU, which are compiled as one C++ source: nothing but the time of compiling differs."""
+
+import pytest
+import torch
+from torch import Tensor
+
+import purenn as pn
+
+
+def chain(x: Tensor, count: int = 9) -> Tensor:
+    """More products than are compiled one by one."""
+    for _ in range(count):
+        x = torch.tanh(x @ x)
+    return x
+
+
+@pytest.mark.slow
+def test_values_and_gradients(device: torch.device) -> None:
+    """They are those of eager."""
+    x = pn.random.normal(pn.random.key(0, device), (4, 4), dtype=torch.float64)
+
+    def loss(x: Tensor) -> Tensor:
+        return chain(x).square().sum()
+
+    both = pn.value_and_grad(loss)
+    found, expected = pn.jit(both)(x), both(x)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-11)
+
+
+@pytest.mark.slow
+def test_exceptions_of_kernels(device: torch.device) -> None:
+    """An error that one of torch's kernels raises keeps its text."""
+    with pytest.raises(RuntimeError, match=r"linalg\.svd: The algorithm failed to converge"):
+        pn.jit(lambda x: torch.linalg.svdvals(chain(x) / 0))(torch.zeros(4, 4, device=device))
