@@ -3,7 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import fx
+from torch.fx.node import has_side_effect
+
+# It raises where a factorisation has failed. Passes of torch 2.11, and of compilers, would leave it out.
+has_side_effect(torch.ops.aten._linalg_check_errors.default)
 
 Shorten = Callable[[fx.Node, list[int]], tuple[tuple[Any, ...], list[int]]]
 

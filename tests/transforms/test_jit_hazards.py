@@ -106,6 +106,14 @@ def test_error_what_cannot_be_donated(device: torch.device) -> None:
 # --------------------------------------------------------------------------------------------------------------- modes
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", INDUCTOR])
+def test_failing_factorisations(device: torch.device, backend: str) -> None:
+    """What torch says of a singular matrix is raised by compiled code too."""
+    jitted = pn.jit(lambda x: torch.linalg.cholesky(x) * 2, backend=backend)
+    text = text_of(lambda: jitted(torch.zeros(2, 2, device=device)), RuntimeError)
+    assert text.startswith("linalg.cholesky: The factorization could not be completed")
+
+
 def test_default_device(device: torch.device) -> None:
     """A graph that was made with one default device is not used with another."""
     made = pn.jit(lambda x: torch.ones(2) * x.shape[0], backend="eager")
