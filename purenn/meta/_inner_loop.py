@@ -23,7 +23,7 @@ from purenn.tree import combine, partition
 from purenn.tree._walk import flatten, short, unflatten
 
 M = TypeVar("M")
-Unroll = Literal["python", "scan", "vjp"]
+Unroll = Literal["python", "scan", "vjp"] | int
 
 
 def inner_loop(
@@ -56,8 +56,9 @@ def inner_loop(
         remat: whether a gradient keeps the parameters and the optimiser's state of each step only, and computes the
             rest again. Default: False.
         unroll: "python" writes the steps out; "scan" has `pn.jit` compile one step, whatever their number, and is
-            "python" elsewhere; "vjp" is "python" with remat that keeps only about sqrt(2 steps) of what remat keeps,
-            and computes the steps between them once more. Default: "python".
+            "python" elsewhere; a number is "scan" with so many steps written out to the one that is compiled, which
+            takes longer to compile and less time to run; "vjp" is "python" with remat that keeps only about
+            sqrt(2 steps) of what remat keeps, and computes the steps between them once more. Default: "python".
         truncate: if given, gradients of all but this many steps at the end count as constants. Default: None.
         select: if given, only these leaves are adapted: path patterns, or a function of ``pn.tree.select(params)``.
             Default: all.
@@ -100,13 +101,17 @@ def inner_loop(
         raise ArgumentError(f"inner_loop: steps must be at least 0, got {steps}.")
     if truncate is not None and not 0 <= truncate <= steps:
         raise ArgumentError(f"inner_loop: truncate must be between 0 and the {steps} steps, got {truncate}.")
-    if unroll not in ("python", "scan", "vjp"):
-        raise ArgumentError(f"inner_loop: unroll must be 'python', 'scan' or 'vjp', got {unroll!r}.")
+    grouped = isinstance(unroll, int) and not isinstance(unroll, bool) and unroll > 0
+    if unroll not in ("python", "scan", "vjp") and not grouped:
+        raise ArgumentError(
+            f"inner_loop: unroll must be 'python', 'scan', 'vjp' or a number of steps of at least 1, got {unroll!r}."
+        )
     if stateful and select is not None:
         raise ArgumentError("inner_loop: a stateful loss adapts all leaves; give select or stateful, not both.")
     constant = steps if first_order else 0 if truncate is None else steps - truncate
     by_vjp = unroll == "vjp"
-    loop = _Loop(Step.of(loss, optimizer, stateful), unroll == "scan", remat or by_vjp, by_vjp, batches)
+    group = unroll if isinstance(unroll, int) else 1 if unroll == "scan" else None
+    loop = _Loop(Step.of(loss, optimizer, stateful), group, remat or by_vjp, by_vjp, batches)
 
     def adapt(params: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         state = kwargs.pop("state", None) if resumable else None
@@ -131,10 +136,10 @@ Carry = tuple[Any, Any]
 
 @attrs.frozen(eq=False)
 class _Loop:
-    """How steps are repeated."""
+    """How steps are repeated; by a compiled loop, of how many steps its body is made."""
 
     step: Step
-    scanned: bool
+    group: int | None
     remat: bool
     sparse: bool
     batches: bool
@@ -144,8 +149,8 @@ class _Loop:
     ) -> tuple[Carry, Tensor]:
         """The carry after some of the steps, and their losses."""
         step = self.step.constant if constant else self.step.differentiable
-        if self.scanned and writes_programs():
-            return self._compiled(step, carry, rest, args, kwargs, numbers)
+        if self.group is not None and writes_programs():
+            return self._compiled(step, carry, rest, args, kwargs, numbers, self.group)
         if constant or not self.remat:
             done = None if constant else steps_in_a_row(self.step, carry, rest, self._data(args), kwargs, numbers)
             return done or self._in_turn(step, carry, rest, args, kwargs, numbers)
@@ -187,6 +192,7 @@ class _Loop:
         args: tuple,
         kwargs: dict[str, Any],
         numbers: range,
+        group: int,
     ) -> tuple[Carry, Tensor]:
         leaves, spec = optree.tree_flatten(carry)  # pyright: ignore[reportArgumentType]
         # Without the tensors: a body that closes over them would have a gradient for them in every step.
@@ -201,7 +207,7 @@ class _Loop:
             return tensors_in(after), value
 
         xs = entry(args, slice(numbers.start, numbers.stop)) if self.batches else None
-        last, losses = scan(body, tensors_in(carry), xs, len(numbers), remat=self.remat)
+        last, losses = scan(body, tensors_in(carry), xs, len(numbers), remat=self.remat, unroll=group)
         return with_tensors(last), losses
 
 

@@ -13,7 +13,7 @@ import purenn as pn
 from purenn.errors import ArgumentError, GradientError, ShapeError
 from purenn.layers import BatchNorm1d, Linear, Sequential
 
-UNROLLS = ["python", "vjp", "scan"]
+UNROLLS = ["python", "vjp", "scan", 2]
 inner_loop = pn.meta.inner_loop
 
 
@@ -126,7 +126,8 @@ def test_adam_and_momentum(device: torch.device) -> None:
         first, *others = [pn.grad(outer)(p) for outer in outers]
         for other in others:
             agree(other, pn.tree.leaves(first))
-        agree(pn.jit(pn.grad(outers[2]), backend="eager")(p), pn.tree.leaves(first))
+        for compiled in outers[2:]:
+            agree(pn.jit(pn.grad(compiled), backend="eager")(p), pn.tree.leaves(first))
         pn.check_grads(outers[0], (p,))
 
 
@@ -271,7 +272,14 @@ def test_errors() -> None:
     for options, text in (
         ({"steps": -1}, "inner_loop: steps must be at least 0, got -1."),
         ({"truncate": 3}, "inner_loop: truncate must be between 0 and the 2 steps, got 3."),
-        ({"unroll": "jit"}, "inner_loop: unroll must be 'python', 'scan' or 'vjp', got 'jit'."),
+        (
+            {"unroll": "jit"},
+            "inner_loop: unroll must be 'python', 'scan', 'vjp' or a number of steps of at least 1, got 'jit'.",
+        ),
+        (
+            {"unroll": 0},
+            "inner_loop: unroll must be 'python', 'scan', 'vjp' or a number of steps of at least 1, got 0.",
+        ),
         (
             {"select": "w", "stateful": True},
             "inner_loop: a stateful loss adapts all leaves; give select or stateful, not both.",
