@@ -151,6 +151,7 @@ def main() -> None:
         print(f"{dist.get_world_size()} processes, {options.steps} steps of {BATCH} rows")
         for name, p in {"before": start, **trained}.items():
             print(f"{name:8} loss {loss(p, *batches[-1]).item():.6f}")
+    dist.barrier()  # so that none leaves while another still needs it
     dist.destroy_process_group()
 
 
