@@ -57,7 +57,7 @@ def inner_loop(
             rest again. Default: False.
         unroll: "python" writes the steps out; "scan" has `pn.jit` compile one step, whatever their number, and is
             "python" elsewhere; a number is "scan" with so many steps written out to the one that is compiled, which
-            takes longer to compile and less time to run; "vjp" is "python" with remat that keeps only about
+            takes longer to compile and may take less time to run; "vjp" is "python" with remat that keeps only about
             sqrt(2 steps) of what remat keeps, and computes the steps between them once more. Default: "python".
         truncate: if given, gradients of all but this many steps at the end count as constants. Default: None.
         select: if given, only these leaves are adapted: path patterns, or a function of ``pn.tree.select(params)``.
