@@ -13,7 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from purenn.errors import ArgumentError
 from purenn.random._philox import draws_in
-from purenn.transforms._one_source import has_many_products
+from purenn.transforms._one_source import has_many_loops
 from purenn.transforms._program import called_by
 
 # Every operation rounds by itself and quotients are right to the last bit, as in eager: on GPUs, a compiler that fuses
@@ -52,7 +52,7 @@ def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable
         plain = cpu and mode is None and not any(tensor.requires_grad for tensor in inputs)
         own = {
             "layout_optimization": not cpu,
-            "cpp_wrapper": plain and has_many_products(graph),
+            "cpp_wrapper": plain and has_many_loops(graph),
             **(_EXACT if draws_in(graph) else {}),
         }
         with _cached(inputs) as examples, _backward_is_traced(graph, inputs):

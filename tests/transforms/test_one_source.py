@@ -7,10 +7,12 @@ from torch import Tensor
 import purenn as pn
 
 
-def chain(x: Tensor, count: int = 9) -> Tensor:
-    """More products than are compiled one by one."""
-    for _ in range(count):
-        x = torch.tanh(x @ x)
+def chain(x: Tensor, count: int = 10) -> Tensor:
+    """More loops between products than are compiled one by one, each of them another one."""
+    for number in range(count):
+        x = x @ x
+        for _ in range(number):
+            x = torch.tanh(x)
     return x
 
 
