@@ -10,15 +10,14 @@ arguments of such a graph do. They are cut off too.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 from torch._C._functorch import CGradInterpreterPtr, TransformType, get_interpreter_stack
 from torch.fx.experimental.proxy_tensor import get_proxy_mode
 from torch.overrides import TorchFunctionMode
 
+from purenn.transforms._norm_arguments import named
+
 _SWITCH = torch._C._set_grad_enabled
-# By norm, the places of its running statistics.
-_STATISTICS = {F.batch_norm: (1, 2), F.instance_norm: (1, 2), torch.batch_norm: (3, 4), torch.instance_norm: (3, 4)}
 
 
 class SwitchesWritten(TorchFunctionMode):
@@ -35,9 +34,9 @@ class SwitchesWritten(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is _SWITCH:
             self._write(_is_tracked(torch.is_grad_enabled()), _is_tracked(args[0]))
-        elif func in _STATISTICS:
-            args = tuple([_detached(arg) if n in _STATISTICS[func] else arg for n, arg in enumerate(args)])
-            kwargs = {name: _detached(arg) if name.startswith("running_") else arg for name, arg in kwargs.items()}
+        given = named(func, args, kwargs)
+        if given is not None:
+            args, kwargs = (), {name: _detached(x) if name.startswith("running_") else x for name, x in given.items()}
         return func(*args, **kwargs)
 
     def _write(self, before: bool, after: bool) -> None:

@@ -5,7 +5,7 @@ under a vmap and another outside of it, where one is a forward derivative, and f
 is differentiated so gets norms that know of it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode
 from purenn import ops
 from purenn.transforms._lean import lean_depth
 from purenn.transforms._leaves import Problem, tensors_in
+from purenn.transforms._norm_arguments import named
 
 
 def with_right_norms(call: Problem, values: Sequence[Tensor]) -> Any:
@@ -54,66 +55,21 @@ def _innermost(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _batch_norm(
-    input: Tensor,
-    running_mean: Tensor | None,
-    running_var: Tensor | None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    training: bool = False,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if training == (running_mean is not None):  # to update statistics, or to use none, is what torch refuses
-        return F.batch_norm(input, running_mean, running_var, weight, bias, training, momentum, eps)
-    return ops.batch_norm(input, running_mean, running_var, weight, bias, eps=eps)[0]
-
-
-def _instance_norm(
-    input: Tensor,
-    running_mean: Tensor | None = None,
-    running_var: Tensor | None = None,
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    use_input_stats: bool = True,
-    momentum: float = 0.1,
-    eps: float = 1e-5,
-) -> Tensor:
-    if use_input_stats == (running_mean is not None):
-        return F.instance_norm(input, running_mean, running_var, weight, bias, use_input_stats, momentum, eps)
-    return ops.instance_norm(input, running_mean, running_var, weight, bias, eps=eps)[0]
-
-
-def _layer_norm(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None = None,
-    bias: Tensor | None = None,
-    eps: float = 1e-5,
-    cudnn_enable: bool = True,
-) -> Tensor:
-    return ops.layer_norm(input, tuple(normalized_shape), weight, bias, eps=eps)
-
-
-def _batch_norm_by_position(input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> Tensor:
-    return _batch_norm(input, mean, var, weight, bias, *options[:3])
-
-
-def _instance_norm_by_position(input: Tensor, weight: Any, bias: Any, mean: Any, var: Any, *options: Any) -> Tensor:
-    return _instance_norm(input, mean, var, weight, bias, *options[:3])
-
-
-_RIGHT: dict[Any, Callable[..., Tensor]] = {
-    F.batch_norm: _batch_norm,
-    F.instance_norm: _instance_norm,
-    F.layer_norm: _layer_norm,
-    torch.batch_norm: _batch_norm_by_position,
-    torch.instance_norm: _instance_norm_by_position,
-    torch.layer_norm: _layer_norm,
-}
-
-
 class _Norms(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        own = _RIGHT.get(func)
-        return func(*args, **(kwargs or {})) if own is None else own(*args, **(kwargs or {}))
+        given = named(func, args, kwargs or {})
+        if given is None:
+            return func(*args, **(kwargs or {}))
+        x, eps = given["input"], given.get("eps", 1e-5)
+        weight, bias = given.get("weight"), given.get("bias")
+        if "normalized_shape" in given:
+            return ops.layer_norm(x, tuple(given["normalized_shape"]), weight, bias, eps=eps)
+        running = given.get("running_mean"), given.get("running_var")
+        by_batch = func in _OF_BATCHES
+        own = given.get("training", False) if by_batch else given.get("use_input_stats", True)
+        if own == (running[0] is not None):  # to update statistics, or to use none, is what torch refuses
+            return func(*args, **(kwargs or {}))
+        return (ops.batch_norm if by_batch else ops.instance_norm)(x, *running, weight, bias, eps=eps)[0]
+
+
+_OF_BATCHES = (F.batch_norm, torch.batch_norm)
