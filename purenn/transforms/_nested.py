@@ -32,7 +32,7 @@ from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
 from purenn.transforms._failures import WRITTEN
 from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, pulled_back, running
-from purenn.transforms._leaves import detached, scalar_output, split_aux
+from purenn.transforms._leaves import detached, scalar_output, split_aux, versions
 
 
 class _Stacked(threading.local):
@@ -206,11 +206,11 @@ class Examples:
         recorded = not is_alone()
         with torch.enable_grad():
             leaves = given if private and _require_grad(given) else fresh(given)
-            before = [leaf._version for leaf in leaves]
+            before = versions(leaves)
             with running(), differentiated_again(), self.at_once():
                 value, aux = split_aux(name, call(self.into(leaves)), has_aux)
             (total,) = self.out_of([scalar_output(name, value)])
-            if [leaf._version for leaf in leaves] != before:
+            if versions(leaves) != before:
                 wrong, fix = WRITTEN
                 raise MutationError(f"{name}: {wrong}. {fix}")
             roots = [total] if total.requires_grad else []
