@@ -53,14 +53,8 @@ def maml(loss: Callable[..., Tensor], optimizer: GradientTransformation, steps: 
         >>> meta_gradient({"w": torch.tensor(0.0)}, (support,), (query,))
         {'w': tensor(-1.7500)}
     """
-    adapt = inner_loop(loss, optimizer, steps, **options)
-
-    def task_loss(params: Any, support: tuple, query: tuple) -> Tensor:
-        adapted = adapt(params, *support)[0]
-        with at_once():
-            return loss(adapted, *query)
-
-    return task_loss
+    adapt, of_query = inner_loop(loss, optimizer, steps, **options), _of_all_tasks(loss)
+    return lambda params, support, query: of_query(adapt(params, *support)[0], *query)
 
 
 @container
@@ -119,9 +113,7 @@ def meta_sgd(loss: Callable[..., Tensor], steps: int = 1, **options: Any) -> Tas
 
     def task_loss(meta: MetaSGD, support: tuple, query: tuple) -> Tensor:
         adapt = inner_loop(loss, _with_rates(meta.rates), steps, **options)
-        adapted = adapt(meta.params, *support)[0]
-        with at_once():
-            return loss(adapted, *query)
+        return _of_all_tasks(loss)(adapt(meta.params, *support)[0], *query)
 
     return task_loss
 
@@ -160,13 +152,8 @@ def cavia(
         0.6666666865348816
     """
     adapt = inner_loop(lambda context, params, *data: loss(params, context, *data), optimizer, steps, **options)
-
-    def task_loss(params: Any, support: tuple, query: tuple) -> Tensor:
-        adapted = adapt(context, params, *support)[0]
-        with at_once():
-            return loss(params, adapted, *query)
-
-    return task_loss
+    of_query = _of_all_tasks(loss)
+    return lambda params, support, query: of_query(params, adapt(context, params, *support)[0], *query)
 
 
 def reptile(
@@ -213,3 +200,11 @@ def reptile(
             return tree_map(lambda d: d.mean(0), vmap(lambda task: direction(params, *task))(tasks))
 
     return directions
+
+
+def _of_all_tasks(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def computed(*args: Any) -> Tensor:
+        with at_once():
+            return loss(*args)
+
+    return computed
