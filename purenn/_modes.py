@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.fx.experimental.proxy_tensor import ProxyTorchDispatchMode
 from torch.utils._python_dispatch import _get_current_dispatch_mode, _get_current_dispatch_mode_stack
 
@@ -44,6 +45,11 @@ def differentiated_again() -> Iterator[None]:
         _nested.depth -= 1
 
 
+def is_differentiated_again() -> bool:
+    """Whether such a context is around."""
+    return _nested.depth > 0
+
+
 @contextlib.contextmanager
 def nothing_differentiated_again() -> Iterator[None]:
     """Within this context what an outer `differentiated_again` says does not count."""
@@ -63,6 +69,14 @@ def runs_at_once(*tensors: Tensor) -> bool:
     if is_traced() or peek_interpreter_stack() is not None:
         return False
     return all(type(tensor) is Tensor for tensor in tensors)
+
+
+def is_reverse_only(*tensors: Tensor) -> bool:
+    """Whether operations run at once, as in `runs_at_once`, and without forward derivatives.
+
+    There an autograd.Function serves that has rules neither for those nor for transformations.
+    """
+    return forward_ad._current_level < 0 and runs_at_once(*tensors)
 
 
 def norms_go_wrong() -> bool:

@@ -16,6 +16,7 @@ from purenn.errors import ArgumentError
 from purenn.layers._kernel import Kernel, check_groups
 from purenn.layers._parameters import draw_weight_and_bias
 from purenn.layers._spatial import check_spatial, per_dimension
+from purenn.ops._constant_input import convolution, is_constant_input
 from purenn.tree import applies, container, static
 
 PaddingMode = Literal["zeros", "reflect", "replicate", "circular"]
@@ -162,7 +163,10 @@ def conv3d(
 def _convolve(function: Callable[..., Tensor], p: _Convolution, x: Tensor, dimensions: int) -> Tensor:
     check_spatial("conv", x, dimensions, channels=p.weight.size(1) * p.groups)
     x, padding = pad_input(p, x, dimensions)
-    return function(x, p.weight, p.bias, p.stride, padding, p.dilation, p.groups)
+    options = p.stride, padding, p.dilation, p.groups
+    if is_constant_input(x, p.weight, p.bias):
+        return convolution(function, x, p.weight, p.bias, *options)
+    return function(x, p.weight, p.bias, *options)
 
 
 def pad_input(p: _Convolution, x: Tensor, dimensions: int) -> tuple[Tensor, int | tuple[int, ...]]:

@@ -9,7 +9,7 @@ With a bias alone the kernels have no second derivative, or a silently wrong one
 Third derivatives of these kernels are silently wrong in torch, but for one, and so are derivatives of forward ones.
 So where a derivative of a derivative is seen to be taken, to which an outermost gradient may add a third, or a forward
 one, ordinary operations take their place. Where plain autograd takes more than one of the three, or a compiler traces
-them, nothing is seen, and the numbers are torch.nn's.
+them, nothing is seen, and the numbers are torch.nn's (but for large batches on the CPU, whose rule is our own).
 """
 
 import math

@@ -50,6 +50,56 @@ def test_equals_torch(device: torch.device, shape: tuple[int, ...], affine: tupl
         torch.testing.assert_close(ours, other, rtol=1e-9, atol=1e-9)
 
 
+def _in_operations(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    over, of_channels = (0, *range(2, x.dim())), (-1, *[1] * (x.dim() - 2))
+    centred = x - x.mean(over, keepdim=True)
+    y = centred * (centred.square().mean(over, keepdim=True) + 1e-5).rsqrt()
+    y = y if weight is None else y * weight.view(of_channels)
+    return y if bias is None else y + bias.view(of_channels)
+
+
+@pytest.mark.parametrize("wanted", ["all", "input", "affine"])
+@pytest.mark.parametrize("affine", AFFINE)
+def test_derivatives_of_every_order(device: torch.device, affine: tuple[bool, bool], wanted: str) -> None:
+    """Plain autograd gives the derivatives of plain operations, three times over, by whatever it is asked for."""
+    given = _inputs(device, (2, 3, 150, 151), affine)
+    of_kind = {"all": given, "input": given[:1], "affine": given[1:]}[wanted]
+    inputs = [tensor for tensor in of_kind if tensor is not None]
+    given = [None if x is None else x.requires_grad_(any(x is y for y in inputs)) for x in given]
+    weights = [torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=device).view_as(x) for x in inputs]
+
+    def derivatives(value: Tensor) -> list[Tensor]:
+        found: list[Tensor] = []
+        for _ in range(3):
+            if not value.requires_grad:
+                break
+            gradients = torch.autograd.grad(value, inputs, create_graph=True, materialize_grads=True)
+            found += gradients
+            value = sum((g.square() * w).sum() for g, w in zip(gradients, weights, strict=True))
+        return found
+
+    x, *rest = given
+    of_y = torch.linspace(-1, 1, x.numel(), dtype=x.dtype, device=device).view_as(x)
+    ours, expected = [
+        derivatives((y.pow(3) * of_y).mean()) for y in (batch_norm(x, None, None, *rest)[0], _in_operations(x, *rest))
+    ]
+    for found, other in zip(ours, expected, strict=True):
+        torch.testing.assert_close(found, other, rtol=1e-9, atol=1e-10 * float(other.detach().abs().max()))
+
+
+def test_rows_of_second_derivatives_at_once(device: torch.device) -> None:
+    """Batched second derivatives are those taken one by one."""
+    x, weight, bias = _inputs(device, (1, 2, 256, 257), (True, True))
+
+    def value(weight: Tensor, bias: Tensor) -> Tensor:
+        return batch_norm(x.detach(), None, None, weight, bias)[0].pow(3).mean()
+
+    batched, single = [
+        torch.autograd.functional.hessian(value, (weight, bias), vectorize=at_once) for at_once in (True, False)
+    ]
+    torch.testing.assert_close(batched, single, rtol=1e-12, atol=1e-12)
+
+
 def test_float32_keeps_its_digits_far_from_zero(device: torch.device) -> None:
     """The variance of values whose mean is large beside their spread is as exact as torch's."""
     x = torch.randn(4, 2, 200, 200, generator=torch.Generator().manual_seed(0)).to(device) + 1000
