@@ -170,7 +170,7 @@ def lean_value_and_grad(
 def pulled_back(
     roots: Sequence[Tensor] | Sequence[GradientEdge],
     cotangents: Sequence[Tensor],
-    leaves: Sequence[Tensor],
+    leaves: Sequence[Tensor] | Sequence[GradientEdge],
     *,
     recorded: bool,
 ) -> Sequence[Tensor | None]:

@@ -466,8 +466,9 @@ def used_without_gradients(device: torch.device) -> Case:
 
     def f(p: dict, x: Tensor) -> Tensor:
         with torch.no_grad():
-            scale = (p["w"][0] * x).sum() + (p["b"] * x).sum()
-        return squares(F.linear(x, p["w"]) * scale) + squares(p["b"] * x)
+            row = p["w"][0]
+            scale = (row * x).sum() + (p["b"] * x).sum()
+        return squares(F.linear(x, p["w"]) * scale) + squares(p["b"] * x * row)
 
     return Case(f, p, (draw(device, EXAMPLES, 4),), {"b": C})
 

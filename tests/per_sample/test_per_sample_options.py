@@ -379,12 +379,18 @@ def test_batched_over_models(device: torch.device) -> None:
     assert same(list(found), [pn.per_sample.norms(loss)(p, batch) for p in pn.tree.unstack(models)])
 
 
-def test_graph_of_a_closure_is_not_cut(device: torch.device) -> None:
-    """A loss that closes over a tensor that requires grad keeps its graph."""
-    p, (x, y) = model(device), data(device)
-    scale = torch.ones((), dtype=D, device=device, requires_grad=True)
-    norms = pn.per_sample.norms(lambda p, x, y: loss(p, x * scale, y))(p, (x, y))
-    assert torch.autograd.grad(norms.sum(), scale)[0].abs() > 0
+@pytest.mark.parametrize("of_parameters", [False, True])
+def test_graph_of_a_closure_is_not_cut(of_parameters: bool, device: torch.device) -> None:
+    """A loss that closes over a tensor that requires grad keeps its graph, also where that meets parameters alone."""
+    scale = torch.full((), 1.5, dtype=D, device=device, requires_grad=True)
+
+    def scaled(p: Sequential, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return loss(pn.tree.map(lambda w: w * scale, p), x, y) if of_parameters else loss(p, x * scale, y)
+
+    ways = pn.per_sample.grads(scaled), lambda p, batch: pn.vmap(pn.grad(scaled), (None, 0, 0))(p, *batch)
+    totals = [sum(leaf.square().sum() for leaf in pn.tree.leaves(way(model(device), data(device)))) for way in ways]
+    found, wanted = (torch.autograd.grad(total, scale)[0] for total in totals)
+    torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
 def test_purity(device: torch.device) -> None:

@@ -45,22 +45,22 @@ def _without_ellipsis(of_parameter: str, of_data: str, out: str, dims: int) -> t
 
 def _contract(tape: Tape, parameter: Handle, x: Tensor, own: str, data: str, out: str) -> Tensor:
     new = next(letter for letter in _LETTERS if letter not in own + data + out)
-    node, used = parameter.node, x.detach()
+    node = parameter.node
     blocks = "".join(i for i in own if i in data and i in out)
     rows = "".join(i for i in own if i not in data)
     columns = "".join(i for i in own if i not in out)
     length = "".join(i for i in data if i not in own)
-    sizes = dict(zip(own, node.live.shape, strict=True))
+    sizes = dict(zip(own, node.value.shape, strict=True))
     inner = blocks + rows + columns
     split = [sizes[i] for i in inner]
 
     def pull(gradient: Tensor) -> list:
         left = _arranged(gradient, out, blocks, length, rows)
-        right = _arranged(used, data, blocks, length, columns)
-        return [(node, Outer(left, right, left.shape[:3], node.live.shape, split, [inner.index(i) for i in own]))]
+        right = _arranged(x.detach(), data, blocks, length, columns)
+        return [(node, Outer(left, right, left.shape[:3], node.value.shape, split, [inner.index(i) for i in own]))]
 
-    y = torch.einsum(f"{new}{data},{own}->{new}{out}", x, node.live)
-    return tape.use(y, used, node, pull)
+    y = torch.einsum(f"{new}{data},{own}->{new}{out}", x, node.beside(x))
+    return tape.use(y, x, node, pull)
 
 
 def _arranged(x: Tensor, indices: str, *groups: str) -> Tensor:

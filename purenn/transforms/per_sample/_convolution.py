@@ -86,7 +86,7 @@ def _convolve(
     arguments: Sequence[Any],
 ) -> Any:
     x = tape.physical(input)
-    if x is None or not isinstance(weight, Handle) or weight.node.live.dim() != options.dimensions + 2:
+    if x is None or not isinstance(weight, Handle) or weight.node.value.dim() != options.dimensions + 2:
         return NotImplemented
     node, of_bias = weight.node, bias.node if isinstance(bias, Handle) else None
     if bias is not None and of_bias is None:
@@ -94,11 +94,10 @@ def _convolve(
     # Of one example without a batch, or of a batch of its own for each example.
     lead = x.shape[: -1 - options.dimensions]
     flat = x.reshape(-1, *x.shape[-1 - options.dimensions :])
-    used = flat.detach()
 
     def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
         gradient = gradient.reshape(-1, *gradient.shape[-1 - options.dimensions :])
-        parts: list[tuple[Node, Part]] = [(node, Windows(gradient, used, node.value, options, tape.examples))]
+        parts: list[tuple[Node, Part]] = [(node, Windows(gradient, flat.detach(), node.value, options, tape.examples))]
         if of_bias is not None:
             sums = gradient.flatten(2).sum(2)
             parts.append(
@@ -106,8 +105,8 @@ def _convolve(
             )
         return parts
 
-    y = function(flat, node.live, None if of_bias is None else of_bias.live, *arguments)
-    return tape.use(y.view(*lead, *y.shape[1:]), used, node, pull)
+    y = function(flat, node.beside(flat), None if of_bias is None else of_bias.value, *arguments)
+    return tape.use(y.view(*lead, *y.shape[1:]), flat, node, pull)
 
 
 def _sizes(value: Any, dimensions: int) -> list[int]:

@@ -37,9 +37,9 @@ def _getitem(tape: Tape, table: Any, index: Any) -> Any:
 
 def _looked_up(tape: Tape, input: Any, table: Any, padding_idx: int | None) -> Any:
     indices = tape.physical(input)
-    if indices is None or not isinstance(table, Handle) or table.node.live.dim() != 2:
+    if indices is None or not isinstance(table, Handle) or table.node.value.dim() != 2:
         return NotImplemented
-    node, height = table.node, table.node.live.shape[0]
+    node, height = table.node, table.node.value.shape[0]
     # Those below zero count from the end.
     places = (indices % height).reshape(len(indices), -1)
     padding = None if padding_idx is None else padding_idx % height
@@ -48,9 +48,9 @@ def _looked_up(tape: Tape, input: Any, table: Any, padding_idx: int | None) -> A
         rows = gradient.reshape(*places.shape, gradient.shape[-1])
         if padding is not None:
             rows = rows.masked_fill((places == padding)[..., None], 0)
-        return [(node, Rows(places, rows, node.live.shape))]
+        return [(node, Rows(places, rows, node.value.shape))]
 
-    return tape.use(F.embedding(places, node.live).view(*indices.shape, node.live.shape[1]), indices, node, pull)
+    return tape.use(F.embedding(places, node.live).view(*indices.shape, node.value.shape[1]), indices, node, pull)
 
 
 @rule(F.embedding_bag)

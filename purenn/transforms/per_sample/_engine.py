@@ -13,7 +13,7 @@ from purenn.errors import GradientError
 from purenn.random import strict
 from purenn.transforms._batch import Batch, taken_apart
 from purenn.transforms._grad import value_and_grad
-from purenn.transforms._lean import outermost, reaches_others
+from purenn.transforms._lean import outermost
 from purenn.transforms._leaves import Argument, require_chosen, scalar_output, take_apart, versions
 from purenn.transforms._translate import refuse_writes, translated
 from purenn.transforms._vmap import vmap
@@ -95,34 +95,36 @@ def run(fn: Callable[..., Tensor], p: Any, batch: tuple, in_dims: Any, keys: Ten
     require_chosen(NAME, (0,), (argument,))
     examples = taken_apart(in_dims, batch, named)
     given = [leaf for leaf in (*argument.leaves, *examples.leaves) if isinstance(leaf, Tensor)]
-    if _is_recordable(argument, given):
-        with contextlib.suppress(EscapedError):
-            recorded = _by_recording(fn, argument, examples, given)
-            if recorded is not None:
-                return recorded
+    before = versions(given)
+    if _is_recordable(argument, given, before):
+        try:
+            recorded = _by_recording(fn, argument, examples, given, before)
+        except EscapedError:
+            recorded = None
+        if recorded is not None:
+            return recorded
         # A function that has been run in vain uses its keys again, which is no fault of its own.
         with strict(enabled=False):
             return _by_transformations(fn, p, argument, batch, in_dims, named)
     return _by_transformations(fn, p, argument, batch, in_dims, named)
 
 
-def _is_recordable(argument: Argument, given: list[Tensor]) -> bool:
+def _is_recordable(argument: Argument, given: list[Tensor], before: list[int]) -> bool:
     # Where somebody differentiates the result, or is in the middle of that, only the transformations themselves do.
-    # They also take tensors that were made in inference mode, of which plain autograd can keep none.
     if not outermost() or (torch.is_grad_enabled() and any(x.requires_grad for x in given)):
         return False
-    return not any(x.is_inference() for x in given) and not any(value.is_complex() for value in argument.values)
+    # They also take tensors without versions, made in inference mode, of which plain autograd can keep none.
+    return -1 not in before and not any(value.is_complex() for value in argument.values)
 
 
 def _by_recording(
-    fn: Callable[..., Tensor], argument: Argument, examples: Batch, given: list[Tensor]
+    fn: Callable[..., Tensor], argument: Argument, examples: Batch, given: list[Tensor], before: list[int]
 ) -> Recorded | None:
     if not examples.size:
         # As a Poisson sample may turn out; nothing can run on it, and all sums over it are zero.
         return Recorded(argument, argument.values[0].new_zeros(0), [None] * len(argument.chosen))
     tape = Tape([argument.structure.leaves[place].path for place in argument.chosen], argument.values)
     model = argument.rebuilt([Handle(node) for node in tape.nodes])
-    before = versions(given)
 
     def loss(*example: Any, **key: Any) -> Tensor:
         with Watching(tape):
@@ -133,8 +135,7 @@ def _by_recording(
         with translated("vmap"):
             losses = tape.losses(loss, examples)
         refuse_writes(NAME, ["0 or the batch"] * len(given), before, versions(given))
-        # Of another tensor, whose graph somebody wants, or of a parameter in a way that has not been seen.
-        if reaches_others([losses], [node.live for node in (*tape.nodes, *tape.computed)]):
+        if tape.is_left_by(losses):
             return None
         tape.backward(losses)
         return Recorded(argument, losses.detach(), _parts(tape))

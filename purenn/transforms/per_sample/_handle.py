@@ -5,7 +5,7 @@ operation, if there is one, and otherwise by a copy of the parameter for every e
 without asking (a transformation inside of the loss, for example) gets `EscapedError`, never a wrong number.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -23,7 +23,7 @@ class Node:
     """A parameter, or a tensor that is computed from parameters alone.
 
     Attributes:
-        live: its value as rules use it, a leaf of a graph of its own.
+        value: what it stands for, without a graph.
         source: its value with the graph that leads to the parameters, of which other nodes are computed. No loss may
             lead there except by way of nodes; one that does has not been recorded.
         leaf: the position of the parameter that it is; None if it is computed.
@@ -41,9 +41,10 @@ class Node:
         replay: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         self.tape: Any = tape
-        self.live = _leaf(value)
+        self.value = value.detach()
         self.leaf, self.base, self.replay = leaf, base, replay
         self._source = None if leaf is not None else value
+        self._live: Tensor | None = None
         self.parts: list[Any] = []
         self._copies: Tensor | None = None
 
@@ -51,21 +52,28 @@ class Node:
     def source(self) -> Tensor:
         """The value with the graph; of a parameter made when it is first asked for."""
         if self._source is None:
-            self._source = _leaf(self.live)
+            self._source = _leaf(self.value)
         return self._source
 
     @property
-    def value(self) -> Tensor:
-        """The value without the graph."""
-        return self.live.detach()
+    def live(self) -> Tensor:
+        """The value as a leaf of a graph that the tape knows; made when it is first asked for."""
+        if self._live is None:
+            self._live = _leaf(self.value)
+            self.tape.leaves.append(self._live)
+        return self._live
+
+    def beside(self, x: Tensor) -> Tensor:
+        """The value for an operation with `x`: live only where the result would have no graph otherwise."""
+        return self.value if x.requires_grad else self.live
 
     @property
     def is_transposed(self) -> bool:
         """Whether it is the transpose of a matrix that is a parameter."""
-        if self.base is None or self.live.dim() != 2:
+        if self.base is None or self.value.dim() != 2:
             return False
-        whole = self.base.live
-        return whole.dim() == 2 and whole.shape != (1, 1) and _layout(self.live) == _layout(whole.t())
+        whole = self.base.value
+        return whole.dim() == 2 and whole.shape != (1, 1) and _layout(self.value) == _layout(whole.t())
 
     def forget(self) -> None:
         """Forget what only a recording needs."""
@@ -76,9 +84,9 @@ class Node:
         if self.base is not None and self.replay is not None:
             return self.replay(self.base.copies())
         if not torch.is_grad_enabled():
-            return self.tape.batched(self.value.expand(self.tape.examples, *self.live.shape))
+            return self.tape.batched(self.value.expand(self.tape.examples, *self.value.shape))
         if self._copies is None:
-            self._copies = self.live.expand(self.tape.examples, *self.live.shape)
+            self._copies = self.live.expand(self.tape.examples, *self.value.shape)
             self.tape.watch_copies(self, self._copies)
         return self.tape.batched(self._copies)
 
@@ -100,7 +108,7 @@ class Handle(Tensor):
     @staticmethod
     def __new__(cls, node: Node) -> "Handle":
         """The handle of a node, with its shape, strides, dtype and device."""
-        like = node.live
+        like = node.value
         handle = Tensor._make_wrapper_subclass(
             cls,
             like.shape,
@@ -124,16 +132,21 @@ class Handle(Tensor):
         raise EscapedError(f"per_sample.record: {func} has reached a parameter inside of another transformation.")
 
     def __repr__(self) -> str:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return f"parameter {list(self.node.live.shape)} while a loss is recorded"
+        return f"parameter {list(self.node.value.shape)} while a loss is recorded"
 
 
-def handles_in(items: Any) -> Any:
-    """The handles among arguments, in lists and dicts of them too."""
+def operands(items: Any) -> Iterator[Tensor]:
+    """The tensors among arguments, in lists and dicts of them too."""
     for item in items.values() if isinstance(items, dict) else items:
-        if isinstance(item, Handle):
+        if isinstance(item, Tensor):
             yield item
         elif type(item) in (list, tuple, dict):
-            yield from handles_in(item)
+            yield from operands(item)
+
+
+def handles_in(items: Any) -> Iterator[Handle]:
+    """The handles among them."""
+    return (item for item in operands(items) if isinstance(item, Handle))
 
 
 def replaced(items: Any, replacement: Callable[[Tensor], Any]) -> Any:

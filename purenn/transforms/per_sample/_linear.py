@@ -1,5 +1,6 @@
 """Rules of products with a matrix."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -8,9 +9,12 @@ from torch import Tensor
 
 from purenn.transforms.per_sample._below import BelowVmap
 from purenn.transforms.per_sample._handle import Handle, Node
-from purenn.transforms.per_sample._outer import Outer, matrix_part
+from purenn.transforms.per_sample._outer import Outer
 from purenn.transforms.per_sample._part import Later, Part, Small, cast, over_positions
-from purenn.transforms.per_sample._tape import Pull, Tape, rule
+from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape, rule
+
+#: What a product contributes, from the gradients of its output and its input.
+Parts = Callable[[Tensor, Tensor], list[tuple[Node, Part]]]
 
 
 def matrix_use(node: Node, left: Tensor, right: Tensor) -> tuple[Node, Outer]:
@@ -19,30 +23,33 @@ def matrix_use(node: Node, left: Tensor, right: Tensor) -> tuple[Node, Outer]:
     Both may have the examples and their positions as one axis. The transpose of a parameter is the parameter with both
     sides exchanged.
     """
-    dtype = node.live.dtype
+    dtype = node.value.dtype
     left, right = cast(left, dtype), cast(right, dtype)
     if node.is_transposed:
         assert node.base is not None
         node, left, right = node.base, right, left
-    return node, matrix_part(left, right, node.live.shape, node.tape.examples)
+    examples = node.tape.examples
+    length = left.shape[:-1].numel() // examples
+    left, right = (x if x.dim() == 2 else x.reshape(examples, length, x.shape[-1]) for x in (left, right))
+    return node, Outer(left, right, (examples, 1, length), node.value.shape)
 
 
 @rule(F.linear)
 def _linear(tape: Tape, input: Any, weight: Any, bias: Any = None) -> Any:
     x = tape.physical(input)
-    if x is None or not isinstance(weight, Handle) or weight.node.live.dim() != 2 or x.dim() < 2:
+    if x is None or not isinstance(weight, Handle) or weight.node.value.dim() != 2 or x.dim() < 2:
         return NotImplemented
     if bias is not None and not isinstance(bias, Handle):
         return _linear(tape, input, weight) + bias
-    of_weight, of_bias, used = weight.node, None if bias is None else bias.node, x.detach()
+    of_weight, of_bias = weight.node, None if bias is None else bias.node
 
-    def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
+    def parts(gradient: Tensor, used: Tensor) -> list[tuple[Node, Part]]:
         owner, outer = matrix_use(of_weight, gradient, used)
         if of_bias is None:
             return [(owner, outer)]
-        return [(owner, outer), (of_bias, _bias_part(of_bias.live, gradient, outer, owner is of_weight))]
+        return [(owner, outer), (of_bias, _bias_part(of_bias.value, gradient, outer, owner is of_weight))]
 
-    return _affine(tape, x, of_weight.live, None if of_bias is None else of_bias.live, used, of_weight, pull)
+    return _affine(tape, x, of_weight, of_weight.beside(x), None if of_bias is None else of_bias.value, parts)
 
 
 def _bias_part(bias: Tensor, gradient: Tensor, of_weight: Outer, is_left: bool) -> Part:
@@ -54,12 +61,13 @@ def _bias_part(bias: Tensor, gradient: Tensor, of_weight: Outer, is_left: bool) 
     return Small(gradient, (lambda: of_weight.left_norms) if is_left else None)
 
 
-def _affine(tape: Tape, x: Tensor, weight: Tensor, bias: Tensor | None, used: Tensor, node: Node, pull: Pull) -> Tensor:
+def _affine(tape: Tape, x: Tensor, node: Node, weight: Tensor, bias: Tensor | None, parts: Parts) -> Tensor:
     # Under vmap it would be a product and a sum, each with a pass of its own.
     with BelowVmap():
-        y = F.linear(x.flatten(0, -2), weight, bias)
+        flat = x.flatten(0, -2)
+        y = F.linear(flat, weight, bias)
         seen = y if x.dim() == 2 else y.view(*x.shape[:-1], y.shape[-1])
-    return tape.use(y, used, node, pull, seen)
+    return tape.use(y, flat, node, lambda gradient: parts(gradient, flat.detach()), seen)
 
 
 @rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv)
@@ -86,22 +94,30 @@ def _addmm(tape: Tape, summand: Any, one: Any, other: Any, *, beta: float = 1, a
 
 def _times_matrix(tape: Tape, one: Any, matrix: Handle) -> Any:
     x = tape.physical(one)
-    if x is None or matrix.node.live.dim() != 2 or x.dim() < 2:
+    if x is None or matrix.node.value.dim() != 2 or x.dim() < 2:
         return NotImplemented
-    node, used = matrix.node, x.detach()
-    return _affine(tape, x, node.live.t(), None, used, node, lambda gradient: [matrix_use(node, used, gradient)])
+    node = matrix.node
+    return _affine(tape, x, node, node.beside(x).t(), None, lambda gradient, used: [matrix_use(node, used, gradient)])
 
 
 def _matrix_times(tape: Tape, matrix: Handle, other: Any) -> Any:
     x = tape.physical(other)
-    if x is None or matrix.node.live.dim() != 2 or x.dim() < 2:
+    node = matrix.node
+    if x is None or node.value.dim() != 2 or x.dim() < 2:
         return NotImplemented
-    node, is_vector = matrix.node, x.dim() == 2
-    used = x.detach() if is_vector else x.detach().mT
+    if x.dim() == 2:
+        return _affine(tape, x, node, node.beside(x), None, lambda gradient, used: [matrix_use(node, gradient, used)])
+    y = torch.matmul(node.beside(x), x)
+    return tape.use(y, x, node, lambda gradient: [matrix_use(node, gradient.mT, x.detach().mT)])
 
-    def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
-        return [matrix_use(node, gradient if is_vector else gradient.mT, used)]
 
-    if is_vector:
-        return _affine(tape, x, node.live, None, used, node, pull)
-    return tape.use(torch.matmul(node.live, x), used, node, pull)
+def _product(tape: Tape, one: Any, other: Any) -> Any:
+    left, right = tape.physical(one), tape.physical(other)
+    if left is None or right is None or left.dim() != right.dim() or left.dim() < 3:
+        return NotImplemented
+    # Under vmap it would be arranged twice, for the example and for all of them.
+    with BelowVmap():
+        return tape.batched(torch.matmul(left, right))
+
+
+PHYSICAL_RULES.update(dict.fromkeys((torch.matmul, Tensor.matmul, Tensor.__matmul__), _product))

@@ -35,7 +35,7 @@ def _cross_entropy(
         each = F.cross_entropy(scores, classes, ignore_index=ignore_index, reduction="none")
         losses = _by_example(each, tape.examples)
         if reduction == "mean":
-            losses = losses / _by_example(classes != ignore_index, tape.examples)
+            losses = losses / _by_example(classes != ignore_index, tape.examples).to(losses.dtype)
     return tape.batched(losses)
 
 

@@ -34,22 +34,23 @@ def _layer_norm(
     node = factors or summands
     if node is None:
         return NotImplemented
-    scale, shift = (affine if own is None else own.live for affine, own in zip((weight, bias), nodes, strict=True))
+    scale, shift = (affine if own is None else own.beside(x) for affine, own in zip((weight, bias), nodes, strict=True))
     with BelowVmap():
         y, mean, inverse = torch.native_layer_norm(x, list(normalized_shape), scale, shift, eps)
-    used, mean, inverse = x.detach(), mean.detach(), inverse.detach()
 
     def pull(gradient: Tensor) -> list[tuple[Node, Part]]:
         parts: list[tuple[Node, Part]] = []
         if factors is not None:
-            make = functools.partial(_of_factors, used, mean, inverse, gradient, factors.live.shape)
-            parts.append((factors, Later(make, factors.live, tape.examples)))
+            make = functools.partial(
+                _of_factors, x.detach(), mean.detach(), inverse.detach(), gradient, factors.value.shape
+            )
+            parts.append((factors, Later(make, factors.value, tape.examples)))
         if summands is not None:
-            make = functools.partial(_per_example, gradient, summands.live.shape)
-            parts.append((summands, Later(make, summands.live, tape.examples)))
+            make = functools.partial(_per_example, gradient, summands.value.shape)
+            parts.append((summands, Later(make, summands.value, tape.examples)))
         return parts
 
-    return tape.use(y, used, node, pull)
+    return tape.use(y, x, node, pull)
 
 
 def _of_factors(x: Tensor, mean: Tensor, inverse: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:

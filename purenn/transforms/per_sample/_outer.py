@@ -120,7 +120,7 @@ class Outer(Part):
 
     def _scaled(self, side: Tensor, factors: Tensor) -> Tensor:
         if side.dim() == 2 and side.shape[0] == self.examples:
-            return side * factors[:, None]
+            return side * factors.unsqueeze(1)
         return side.reshape(self.examples, self.lead[1] * self.lead[2], side.shape[-1]) * factors[:, None, None]
 
     def release(self) -> None:
@@ -182,17 +182,3 @@ def _flat(side: Tensor) -> Tensor:
 
 def _between(one: Tensor, other: Tensor) -> Tensor:
     return one.flatten(0, 1) @ other.flatten(0, 1).T
-
-
-def matrix_part(left: Tensor, right: Tensor, shape: torch.Size, examples: int) -> Outer:
-    """The part of a parameter that is itself a matrix ``[p, d]``.
-
-    Args:
-        left: ``[examples, *, p]``, or with the examples and their positions as one axis.
-        right: ``[examples, *, d]``, or likewise.
-        shape: of the parameter.
-        examples: how many there are.
-    """
-    length = left.shape[:-1].numel() // examples
-    left, right = (x if x.dim() == 2 else x.reshape(examples, length, x.shape[-1]) for x in (left, right))
-    return Outer(left, right, (examples, 1, length), shape)

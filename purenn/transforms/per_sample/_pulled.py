@@ -16,7 +16,7 @@ class Pulled(Part):
     """
 
     def __init__(self, inner: Part, node: Node, parameter: Node) -> None:
-        super().__init__(inner.examples, parameter.live.shape, inner.item)
+        super().__init__(inner.examples, parameter.value.shape, inner.item)
         self.inner, self._node, self._parameter = inner, node, parameter
         self.keeps_norms = node.base is parameter
 
@@ -27,8 +27,8 @@ class Pulled(Part):
     @property
     def place(self) -> tuple:
         """Which elements of the parameter a view consists of."""
-        live = self._node.live
-        return live.storage_offset(), tuple(live.shape), live.stride()
+        view = self._node.value
+        return view.storage_offset(), tuple(view.shape), view.stride()
 
     @property
     def extent(self) -> tuple[int, int]:
@@ -63,7 +63,7 @@ class Pulled(Part):
             (found,) = torch.autograd.grad(
                 self._node.source,
                 self._parameter.source,
-                gradient.to(self._node.live.dtype),
+                gradient.to(self._node.value.dtype),
                 retain_graph=True,
                 is_grads_batched=is_batched,
             )

@@ -48,8 +48,8 @@ class Rows(Part):
 
     def inner_products(self, other: "Rows") -> Tensor:
         """``[examples, T, other's T]``, zero where the indices differ."""
-        same = self.indices[:, :, None] == other.indices[:, None, :]
-        return torch.bmm(self.rows, other.rows.mT).masked_fill(~same, 0)
+        differ = self.indices[:, :, None] != other.indices[:, None, :]
+        return torch.bmm(self.rows, other.rows.mT).masked_fill_(differ, 0)
 
 
 class TiedRows(Part):

@@ -7,25 +7,28 @@ graph. One backward pass then yields the gradients at all these places; no gradi
 
 import functools
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C import _functorch as functorch  # pyright: ignore[reportAttributeAccessIssue]
 from torch._functorch.vmap import lazy_load_decompositions  # pyright: ignore[reportPrivateImportUsage]
-from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.autograd.graph import GradientEdge
 from torch.overrides import TorchFunctionMode
 
 from purenn.errors import MutationError
 from purenn.transforms._batch import Batch
-from purenn.transforms.per_sample._handle import EscapedError, Handle, Node, handles_in, replaced
+from purenn.transforms._lean import pulled_back, reaches_others
+from purenn.transforms.per_sample._handle import EscapedError, Handle, Node, handles_in, operands, replaced
 from purenn.transforms.per_sample._part import Copies, Part
 
 Rule = Callable[..., Any]
 #: What a use contributes, once the gradient of the operation's output is known.
 Pull = Callable[[Tensor], list[tuple[Node, Part]]]
 
+# Once they are loaded they stay.
+_load_decompositions = functools.cache(lazy_load_decompositions)
 RULES: dict[Any, Rule] = {}
 #: Rules for operations that need not have a parameter among their arguments.
 PHYSICAL_RULES: dict[Any, Rule] = {}
@@ -47,12 +50,14 @@ class Tape:
     Attributes:
         paths: of all parameters, for errors.
         nodes: of the parameters, in the order of `paths`.
+        leaves: where graphs end that have been recorded.
         examples: how many there are; known once the forward pass runs.
         level: of the vmap that the loss runs in.
     """
 
     def __init__(self, paths: list[str], values: list[Tensor]) -> None:
         self.paths = paths
+        self.leaves: list[Tensor] = []
         self.nodes = [Node(self, value, n) for n, value in enumerate(values)]
         self.computed: list[Node] = []
         self.examples, self.level = 0, 0
@@ -68,7 +73,7 @@ class Tape:
             fn: the loss of one example.
             batch: its arguments.
         """
-        lazy_load_decompositions()
+        _load_decompositions()
         self.examples, self.level = batch.size, functorch._vmap_increment_nesting(batch.size, "error")
         try:
             pairs = zip(batch.leaves, batch.dims, strict=True)
@@ -81,9 +86,7 @@ class Tape:
 
     def physical(self, x: Any) -> Tensor | None:
         """The tensor of all examples, ``[examples, *shape]``; None if it is the same for all, or no such tensor."""
-        if not isinstance(x, Tensor) or not functorch.is_batchedtensor(x):
-            return None
-        if functorch.maybe_get_level(x) != self.level:
+        if not isinstance(x, Tensor) or functorch.maybe_get_level(x) != self.level:
             return None
         axis, whole = functorch.maybe_get_bdim(x), functorch.get_unwrapped(x)
         return whole if axis == 0 else whole.movedim(axis, 0)
@@ -113,21 +116,20 @@ class Tape:
             # A write in place into a view would lead the graph around the place that is noted.
             out = torch.ops.aten._unsafe_view(out, out.shape)
         if out.requires_grad:
-            self._edges.append(get_gradient_edge(out))
-            self._pulls.append(pull)
+            self._note(out, pull, node)
             self._inputs.append((used, used._version, node))
-            self._note_version(node)
         return self.batched(out if seen is None else seen)
 
     def watch_copies(self, node: Node, copies: Tensor) -> None:
         """Record that the copies of a parameter, one for each example, are used."""
-        self._edges.append(get_gradient_edge(copies))
-        self._pulls.append(lambda gradient: [(node, Copies(gradient))])
-        self._note_version(node)
+        self._note(copies, lambda gradient: [(node, Copies(gradient))], node)
 
-    def _note_version(self, node: Node) -> None:
+    def _note(self, out: Tensor, pull: Pull, node: Node) -> None:
+        assert out.grad_fn is not None
+        self._edges.append(GradientEdge(out.grad_fn, out.output_nr))
+        self._pulls.append(pull)
         if node.leaf is None:
-            self._computed_versions.append((node.live, node.live._version))
+            self._computed_versions.append((node.value, node.value._version))
 
     def operation(self, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
         """The result of an operation that has handles among its arguments."""
@@ -138,7 +140,7 @@ class Tape:
             out = own(self, *args, **kwargs)
             if out is not NotImplemented:
                 return out
-        if any(self.differs(x) for x in _tensors((args, kwargs))):
+        if any(self.differs(x) for x in operands((args, kwargs))):
             opened = _opened(func)
             if opened is not None:
                 return opened(*args, **kwargs)
@@ -170,6 +172,8 @@ class Tape:
         same = next((handle for handle in handles if handle.node.source is out), None)
         if same is not None:
             return same
+        if out.grad_fn is None and out._is_view():
+            return out.detach()  # made where no gradients are recorded
         base = replay = None
         if len(handles) == 1 and _is_part(out, handles[0].node.source):
             (handle,) = handles
@@ -192,6 +196,11 @@ class Tape:
 
         return replay
 
+    def is_left_by(self, losses: Tensor) -> bool:
+        """Whether a graph holds another tensor, whose graph somebody wants, or a parameter in a way not recorded."""
+        ours = [node.source for node in self.nodes] if self.computed else []
+        return reaches_others([losses], self.leaves) or reaches_others([node.source for node in self.computed], ours)
+
     def backward(self, losses: Tensor) -> None:
         """Give every node the parts of its per-example gradient.
 
@@ -213,7 +222,7 @@ class Tape:
                 )
         if not losses.requires_grad or not self._edges:
             return
-        gradients = torch.autograd.grad(losses.sum(), self._edges, allow_unused=True)
+        gradients = pulled_back([losses], [torch.ones_like(losses)], self._edges, recorded=False)
         pulls = self._pulls
         self._edges, self._pulls, self._inputs = [], [], []
         for gradient, pull in zip(gradients, pulls, strict=True):
@@ -225,7 +234,7 @@ class Tape:
         """Let go of all nodes, which know their tape: a cycle would keep the tensors until the next collection."""
         for node in (*self.nodes, *self.computed):
             node.forget()
-        self.nodes, self.computed, self._edges, self._pulls, self._inputs = [], [], [], [], []
+        self.nodes, self.computed, self.leaves, self._edges, self._pulls, self._inputs = [], [], [], [], [], []
         self._computed_versions = []
 
     def name(self, node: Node) -> str:
@@ -252,14 +261,6 @@ class Watching(TorchFunctionMode):
             if out is not NotImplemented:
                 return out
         return func(*args, **(kwargs or {}))
-
-
-def _tensors(items: Any) -> Iterator[Tensor]:
-    for item in items.values() if isinstance(items, dict) else items:
-        if isinstance(item, Tensor):
-            yield item
-        elif type(item) in (list, tuple, dict):
-            yield from _tensors(item)
 
 
 def _is_part(view: Tensor, whole: Tensor) -> bool:
