@@ -393,6 +393,22 @@ def test_graph_of_a_closure_is_not_cut(of_parameters: bool, device: torch.device
     torch.testing.assert_close(found, wanted, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("examples", [1, 2])
+@pytest.mark.parametrize("turned", [False, True])
+def test_long_sequences(examples: int, turned: bool, device: torch.device) -> None:
+    """Gradients of a bias added at very many positions are right however the output's gradient lies in memory."""
+    p = Linear.init(pn.random.key(0, device), 2, 512, dtype=D)
+    x = pn.random.normal(pn.random.key(1, device), (examples, 1024 // examples, 2), dtype=D)
+
+    def total(p: Linear, x: torch.Tensor) -> torch.Tensor:
+        y = p(x).sin()
+        weights = torch.linspace(-1, 1, y.numel(), dtype=D, device=device)
+        return (y.mT * weights.view(y.mT.shape) if turned else y * weights.view(y.shape)).sum()
+
+    found, wanted = pn.per_sample.grads(total)(p, x), pn.vmap(pn.grad(total), (None, 0))(p, x)
+    assert pn.tree.allclose(found, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_purity(device: torch.device) -> None:
     """Neither parameters nor batch are changed, and the result has no graph."""
     p, batch = model(device), data(device)

@@ -227,7 +227,7 @@ def over_positions(x: Tensor) -> Tensor:
 
 def _sum_of_rows(x: Tensor) -> Tensor:
     examples, positions, size = x.shape
-    if positions % _ROWS or x.device.type != "cpu" or x.numel() < _MANY:
+    if positions % _ROWS or x.device.type != "cpu" or x.numel() < _MANY or not x.is_contiguous():
         return x.sum(1)
     # A CPU fetches what lies together ahead: first the sum of few long rows, then of what is left.
     return x.view(examples, _ROWS, -1).sum(1).view(examples, -1, size).sum(1)
