@@ -5,7 +5,7 @@ and other hyper-parameters, weight decay, maximizing, complex numbers, and the t
 plain differentiable operations, and for many leaves at once on torch's kernels (see `_fast`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import attrs
@@ -13,6 +13,7 @@ import optree
 import torch
 from torch import Tensor
 
+from purenn._modes import is_plain
 from purenn.errors import ArgumentError
 from purenn.optim._fast import fast_step
 from purenn.optim._hyperparameters import Hyperparameter, Values, is_zero, values_at
@@ -21,7 +22,7 @@ from purenn.optim._tensor_list import V, plus
 from purenn.optim._transformation import GradientTransformation, in_dtype, require_state
 from purenn.tree import contiguous, named_leaves, partition
 from purenn.tree._contiguous import segments
-from purenn.tree._memory import spread
+from purenn.tree._memory import LARGE
 from purenn.tree._walk import quoted, short
 
 COUPLED, DECOUPLED, OWN = "coupled", "decoupled", "own"
@@ -171,11 +172,22 @@ def _slots(rule: Rule, params: Any) -> dict[str, Any]:
         _refuse_complex(rule, trained)
     values = values_at(rule.hyperparameters, 0)
     rows = [_begun(rule, leaf.detach(), values) for leaf in leaves]
-    columns = zip(*rows, strict=True) if rows else [()] * len(rule.slots)
-    trees = [optree.tree_unflatten(spec, [spread(leaf) for leaf in column]) for column in columns]
-    if rule.elementwise and segments(leaves) is not None:
-        trees = [contiguous(tree) for tree in trees]
-    return dict(zip(rule.slots, trees, strict=True))
+    columns = list(zip(*rows, strict=True)) if rows else [()] * len(rule.slots)
+    joined = rule.elementwise and segments(leaves) is not None
+    rows.clear()  # so that no more than one part of the state is there twice
+    trees = {}
+    for name in rule.slots:
+        column = columns.pop(0)
+        tree = optree.tree_unflatten(spec, column)
+        trees[name] = contiguous(tree) if joined or _in_large_pages(column) else tree
+    return trees
+
+
+def _in_large_pages(leaves: Sequence[Tensor]) -> bool:
+    # Whether they are looked up sooner in one buffer (see `purenn.tree._memory`).
+    if not is_plain(*leaves) or not all([leaf.is_cpu and leaf.is_contiguous() for leaf in leaves]):  # noqa: C419
+        return False
+    return sum([leaf.nbytes for leaf in leaves]) >= LARGE
 
 
 def _refuse_complex(rule: Rule, trained: Any) -> None:

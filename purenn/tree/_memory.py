@@ -2,7 +2,8 @@
 
 A step of an optimiser on the CPU does little but go through several tensors side by side. Two things hold it up:
 looking up where pages of 4 KiB lie, and addresses that agree in their lowest 12 bits, which a processor takes for the
-same place at first. Large new tensors always start at the same place of a page.
+same place at first. Large new tensors always start at the same place of a page. So a state of this size is made as one
+buffer, whatever the parameters are.
 """
 
 import ctypes

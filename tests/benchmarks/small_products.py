@@ -5,7 +5,6 @@ python tests/benchmarks/small_products.py [--repeats 301]
 
 import argparse
 import functools
-from collections.abc import Callable
 
 import torch
 from _compiling import one_thread
@@ -26,11 +25,15 @@ SIZES = [
     (32, 512, 64, 128),
     (8, 256, 128, 256),
 ]
-FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "x @ y": torch.bmm,
-    "x.mT @ y": lambda x, y: torch.bmm(x.mT, y),
-    "x @ y.mT": lambda x, y: torch.bmm(x, y.mT),
-}
+# Which of the two lies transposed in memory.
+FORMS = {"x @ y": (False, False), "x.mT @ y": (True, False), "x @ y.mT": (False, True)}
+
+
+def matrices(count: int, rows: int, columns: int, dtype: torch.dtype, transposed: bool) -> Tensor:
+    """Random matrices."""
+    if transposed:
+        return torch.randn(count, columns, rows, dtype=dtype).mT
+    return torch.randn(count, rows, columns, dtype=dtype)
 
 
 def main() -> None:
@@ -43,13 +46,9 @@ def main() -> None:
     rows = [["product", "sizes", "dtype", "purenn", "torch.bmm", "ratio", "quartiles"]]
     for dtype in (torch.float32, torch.float64):
         for count, height, terms, width in SIZES:
-            for name, form in FORMS.items():
-                shapes = (
-                    (terms, height) if name.startswith("x.mT") else (height, terms),
-                    (terms, width)[:: -1 if name.endswith("y.mT") else 1],
-                )
-                pair = [torch.randn(count, *shape, dtype=dtype) for shape in shapes]
-                ours, theirs = [pn.jit(functools.partial(form)) for _ in range(2)]
+            for name, (left, right) in FORMS.items():
+                pair = matrices(count, height, terms, dtype, left), matrices(count, terms, width, dtype, right)
+                ours, theirs = pn.jit(torch.bmm), pn.jit(torch.bmm)
                 ours(*pair)
                 # Any pass of the user's takes the place of the one that makes these products.
                 with config.patch(post_grad_custom_post_pass=lambda graph: None, fx_graph_cache=False):

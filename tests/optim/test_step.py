@@ -99,11 +99,16 @@ def test_contiguous_stays_so(problem: Any) -> None:
     assert optimizer.step(new, grads, after, donate=True)[0] is new
 
 
-def test_large_leaves(device: torch.device) -> None:
+@pytest.mark.parametrize("strided", [False, True])
+def test_large_leaves(strided: bool, device: torch.device) -> None:
     """Leaves of some MiB, which are placed with care, give the numbers of `update`, and stay apart from each other."""
     optimizer, key = optim.adam(0.1), pn.random.key(0, device)
     p = {"large": pn.random.normal(key, (700, 1000)), "small": pn.random.normal(key, (7,))}
-    p["strided"] = p["large"].t()
+    if strided:
+        p["strided"] = p["large"].t()
+    elif device.type == "cpu":
+        moments = pn.tree.leaves(optimizer.init(p).mean)
+        assert len({leaf.untyped_storage().data_ptr() for leaf in moments}) == 1
     steps = gradients(p, 2)
     right = reference(optimizer, p, steps)
     for start in (p, pn.tree.contiguous(p)):
