@@ -14,8 +14,8 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from purenn.errors import ArgumentError
 from purenn.random._philox import draws_in
 from purenn.transforms._one_source import has_many_loops
+from purenn.transforms._products import options_for_products
 from purenn.transforms._program import called_by
-from purenn.transforms._small_products import in_loops
 
 # Every operation rounds by itself and quotients are right to the last bit, as in eager: on GPUs, a compiler that fuses
 # products with sums and takes quotients from approximate reciprocals would change the last bits of draws.
@@ -54,7 +54,7 @@ def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable
         own = {
             "layout_optimization": not cpu,
             "cpp_wrapper": plain and has_many_loops(graph),
-            **(in_loops() if cpu and mode is None else {}),
+            **(options_for_products() if cpu and mode is None else {}),
             **(_EXACT if draws_in(graph) else {}),
         }
         with _cached(inputs) as examples, _backward_is_traced(graph, inputs):

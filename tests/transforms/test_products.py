@@ -1,4 +1,4 @@
-"""Products of many small matrices under `pn.jit`, which the compiler's own source computes on the CPU."""
+"""Products under `pn.jit` on the CPU: small ones in the compiler's own source, a bias in the loop of what follows."""
 
 from collections.abc import Callable
 from typing import Any
@@ -7,8 +7,11 @@ import pytest
 import torch
 from torch import Tensor
 from torch._dynamo.utils import counters
+from torch.profiler import ProfilerActivity, profile
 
 import purenn as pn
+from purenn.layers import Linear
+from purenn.transforms import _products
 
 # Products, rows, terms and columns: whole vectors and parts of one, one block and several; then more than are small.
 SIZES = [
@@ -33,6 +36,12 @@ FORMS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "of results": lambda x, y: torch.bmm(x.exp(), y.tanh()).sin(),
 }
 Pairs = list[tuple[Tensor, Tensor]]
+
+
+@pytest.fixture(autouse=True)
+def _library_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a processor that torch's linear algebra is not made for, where more products are compiled."""
+    monkeypatch.setattr(_products, "library_is_made_for_processor", lambda: False)
 
 
 def pairs(device: torch.device, *sizes: tuple[int, int, int, int]) -> Pairs:
@@ -120,3 +129,30 @@ def test_without_vectors(device: torch.device) -> None:
     with config.patch({"cpp.simdlen": 1}):
         found = pn.jit(lambda x: torch.bmm(x, x.cos()))(x)
     torch.testing.assert_close(found, torch.bmm(x, x.cos()), rtol=0, atol=1e-12)
+
+
+@pytest.mark.slow
+def test_library_made_for_the_processor(monkeypatch: pytest.MonkeyPatch, device: torch.device) -> None:
+    """Where torch's linear algebra is made for the processor, it keeps the larger products, and in float64 more."""
+    monkeypatch.setattr(_products, "library_is_made_for_processor", lambda: True)
+    given = pairs(device, (2, 32, 32, 32), (2, 64, 64, 64), (2, 65, 64, 64))
+    before = counters["inductor"]["cpp_templated_kernel_counter"]
+    require_same(lambda given: [(torch.bmm(x, y), FORMS["right transposed"](x, y)) for x, y in given], given, 5)
+    if device.type == "cpu":
+        assert counters["inductor"]["cpp_templated_kernel_counter"] == before + 5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_bias(dtype: torch.dtype, device: torch.device) -> None:
+    """A bias is added by the loop of what follows, but not where it would be rounded once more."""
+    keys = pn.random.split(pn.random.key(0, device), 2)
+    p = pn.tree.map(lambda leaf: leaf.to(dtype), Linear.init(keys[0], 12, 16, dtype=torch.float64))
+    x = pn.random.normal(keys[1], (9, 12), dtype=torch.float64).to(dtype)
+    fused = pn.jit(lambda p, x: torch.tanh(p(x)))
+    tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
+    torch.testing.assert_close(fused(p, x), torch.tanh(p(x)), rtol=0, atol=tolerance)
+    if device.type == "cpu":
+        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+            fused(p, x)
+        assert ("aten::addmm" in {event.name for event in recorded.events()}) == (dtype == torch.bfloat16)
