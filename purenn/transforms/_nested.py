@@ -66,10 +66,10 @@ class _AtOnce(TorchFunctionMode):
         return func(*args, **(kwargs or {})) if found is None else found
 
 
-def _linear_of_all(examples: "Examples", x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if not (x.dim() == weight.dim() == 2 and is_batchedtensor(x) and is_batchedtensor(weight)):
+def _linear_of_all(examples: "Examples", input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
+    if not (input.dim() == weight.dim() == 2 and is_batchedtensor(input) and is_batchedtensor(weight)):
         return None
-    rows, matrices, *biases = examples.out_of([x, weight] if bias is None else [x, weight, bias])
+    rows, matrices, *biases = examples.out_of([input, weight] if bias is None else [input, weight, bias])
     product = torch.bmm(rows, matrices.mT) if bias is None else torch.baddbmm(biases[0].unsqueeze(1), rows, matrices.mT)
     return examples.into([product])[0]
 

@@ -139,3 +139,16 @@ def test_squared_errors(device: torch.device, error: Callable[[Tensor, Tensor], 
     expected, wanted = one_by_one(p, *data)
     torch.testing.assert_close(value, expected, rtol=0, atol=1e-12)
     agree(grads, leaves(wanted))
+
+
+def test_arguments_by_name(device: torch.device) -> None:
+    """Products of stacked tasks are right when torch's function is told its arguments by their names."""
+    p, data = network(device), tasks(device)
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        w = pn.tree.leaves(p)
+        h = torch.tanh(F.linear(input=x, weight=w[0], bias=w[1]))
+        return (F.linear(bias=w[3], weight=w[2], input=h) - y).square().mean()
+
+    found, wanted = (pn.meta.grad(pn.meta.maml(loss, pn.optim.sgd(0.01), 2), how)(p, *data) for how in ("sum", "loop"))
+    agree(found, leaves(wanted))

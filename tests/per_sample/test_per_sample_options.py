@@ -409,6 +409,33 @@ def test_long_sequences(examples: int, turned: bool, device: torch.device) -> No
     assert pn.tree.allclose(found, wanted, rtol=1e-10, atol=1e-10)
 
 
+def test_arguments_by_name(device: torch.device) -> None:
+    """Functions of torch take their arguments by any of the names that they have for them."""
+    weight = pn.random.normal(pn.random.key(0, device), (3, 4), dtype=D)
+    x = pn.random.normal(pn.random.key(1, device), (5, 2, 4), dtype=D)
+
+    def plain(p: dict, x: torch.Tensor) -> torch.Tensor:
+        h = x @ p["w"].T
+        return (h @ h.mT).sum() + (h @ p["w"]).sin().sum()
+
+    def named(p: dict, x: torch.Tensor) -> torch.Tensor:
+        h = torch.mm(input=x, mat2=p["w"].T)
+        zero = torch.zeros((), dtype=D, device=device)
+        return torch.matmul(input=h, other=h.mT).sum() + torch.addmm(input=zero, mat1=h, mat2=p["w"]).sin().sum()
+
+    found, wanted = (pn.per_sample.grads(f)({"w": weight}, (x,)) for f in (named, plain))
+    assert pn.tree.allclose(found, wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_missing_arguments(device: torch.device) -> None:
+    """What is wrong with a call is for torch to say."""
+    p, x = {"w": torch.ones(3, 4, device=device)}, torch.ones(5, 4, device=device)
+    with pytest.raises(
+        TypeError, match=r"linear\(\) missing 1 required positional argument|linear\(\) received an invalid"
+    ):
+        pn.per_sample.grads(lambda p, x: torch.nn.functional.linear(p["w"]))(p, (x,))
+
+
 def test_purity(device: torch.device) -> None:
     """Neither parameters nor batch are changed, and the result has no graph."""
     p, batch = model(device), data(device)

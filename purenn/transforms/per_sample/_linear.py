@@ -71,25 +71,25 @@ def _affine(tape: Tape, x: Tensor, node: Node, weight: Tensor, bias: Tensor | No
 
 
 @rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm, torch.mv, Tensor.mv)
-def _matmul(tape: Tape, one: Any, other: Any) -> Any:
-    if isinstance(one, Handle) and isinstance(other, Handle):
+def _matmul(tape: Tape, input: Any, other: Any) -> Any:
+    if isinstance(input, Handle) and isinstance(other, Handle):
         return NotImplemented
     if isinstance(other, Handle):
-        return _times_matrix(tape, one, other)
-    return _matrix_times(tape, one, other)
+        return _times_matrix(tape, input, other)
+    return _matrix_times(tape, input, other)
 
 
 @rule(Tensor.__rmatmul__)
-def _rmatmul(tape: Tape, one: Any, other: Any) -> Any:
-    return _matmul(tape, other, one)
+def _rmatmul(tape: Tape, input: Any, other: Any) -> Any:
+    return _matmul(tape, other, input)
 
 
 @rule(torch.addmm, Tensor.addmm)
-def _addmm(tape: Tape, summand: Any, one: Any, other: Any, *, beta: float = 1, alpha: float = 1) -> Any:
-    if not isinstance(other, Handle) or isinstance(one, Handle) or beta != 1 or alpha != 1:
+def _addmm(tape: Tape, input: Any, mat1: Any, mat2: Any, *, beta: float = 1, alpha: float = 1) -> Any:
+    if not isinstance(mat2, Handle) or isinstance(mat1, Handle) or beta != 1 or alpha != 1:
         return NotImplemented
-    product = _times_matrix(tape, one, other)
-    return product if product is NotImplemented else product + summand
+    product = _times_matrix(tape, mat1, mat2)
+    return product if product is NotImplemented else product + input
 
 
 def _times_matrix(tape: Tape, one: Any, matrix: Handle) -> Any:
@@ -111,8 +111,8 @@ def _matrix_times(tape: Tape, matrix: Handle, other: Any) -> Any:
     return tape.use(y, x, node, lambda gradient: [matrix_use(node, gradient.mT, x.detach().mT)])
 
 
-def _product(tape: Tape, one: Any, other: Any) -> Any:
-    left, right = tape.physical(one), tape.physical(other)
+def _product(tape: Tape, input: Any, other: Any) -> Any:
+    left, right = tape.physical(input), tape.physical(other)
     if left is None or right is None or left.dim() != right.dim() or left.dim() < 3:
         return NotImplemented
     # Under vmap it would be arranged twice, for the example and for all of them.

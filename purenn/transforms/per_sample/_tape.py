@@ -6,6 +6,8 @@ graph. One backward pass then yields the gradients at all these places; no gradi
 """
 
 import functools
+import inspect
+import math
 import types
 from collections.abc import Callable
 from typing import Any
@@ -135,11 +137,9 @@ class Tape:
         """The result of an operation that has handles among its arguments."""
         if functorch.maybe_current_level() != self.level and self._is_differentiated():
             raise EscapedError(f"per_sample.record: {func} uses a parameter inside of a derivative.")
-        own = RULES.get(func)
-        if own is not None:
-            out = own(self, *args, **kwargs)
-            if out is not NotImplemented:
-                return out
+        out = _by_rule(RULES, self, func, args, kwargs)
+        if out is not NotImplemented:
+            return out
         if any(self.differs(x) for x in operands((args, kwargs))):
             opened = _opened(func)
             if opened is not None:
@@ -253,14 +253,33 @@ class Watching(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         """The result by the rule, if there is one."""
+        kwargs = kwargs or {}
         if Handle in types:
-            return self._tape.operation(func, args, kwargs or {})
-        own = PHYSICAL_RULES.get(func)
-        if own is not None:
-            out = own(self._tape, *args, **(kwargs or {}))
-            if out is not NotImplemented:
-                return out
-        return func(*args, **(kwargs or {}))
+            return self._tape.operation(func, args, kwargs)
+        out = _by_rule(PHYSICAL_RULES, self._tape, func, args, kwargs)
+        return func(*args, **kwargs) if out is NotImplemented else out
+
+
+def _by_rule(rules: dict[Any, Rule], tape: Tape, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
+    own = rules.get(func)
+    if own is None:
+        return NotImplemented
+    fewest, most, names = _arguments_of(own)
+    # Functions that share a rule name their arguments in several ways, and errors are for torch to tell.
+    if not fewest <= len(args) + len(kwargs) or len(args) > most or (names is not None and not kwargs.keys() <= names):
+        return NotImplemented
+    return own(tape, *args, **kwargs)
+
+
+@functools.cache
+def _arguments_of(own: Rule) -> tuple[int, float, set[str] | None]:
+    # How many a rule must have besides the tape, how many it takes by position, and the names it knows; None for any.
+    given = list(inspect.signature(own).parameters.values())[1:]
+    kinds = [x.kind for x in given]
+    ordinary = [x for x in given if x.kind not in (x.VAR_POSITIONAL, x.VAR_KEYWORD)]
+    fewest = sum(x.default is x.empty for x in ordinary)
+    most = math.inf if inspect.Parameter.VAR_POSITIONAL in kinds else sum(x.kind != x.KEYWORD_ONLY for x in ordinary)
+    return fewest, most, None if inspect.Parameter.VAR_KEYWORD in kinds else {x.name for x in ordinary}
 
 
 def _is_part(view: Tensor, whole: Tensor) -> bool:
