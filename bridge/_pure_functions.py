@@ -120,10 +120,11 @@ def _from_inside(function: Any) -> Handler:
 
 
 def _question(kind: str, function: Any, convert: type | None = None) -> Handler:
-    def run(context: Context, *args: Any) -> Any:
-        if not any(isinstance(arg, Tensor) and is_unknown(arg) for arg in args):
-            return function(*args)
-        given = answer(kind, args, context.paths)
+    def run(context: Context, *args: Any, **kwargs: Any) -> Any:
+        asked = (*args, *kwargs.values())
+        if not any(isinstance(arg, Tensor) and is_unknown(arg) for arg in asked):
+            return function(*args, **kwargs)
+        given = answer(kind, asked, context.paths)
         return given if convert is None else convert(given)
 
     return run

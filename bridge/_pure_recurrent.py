@@ -16,15 +16,22 @@ from purenn._modes import is_plain
 _compiled: Any = torch._C
 _torch = _compiled._VariableFunctions
 _PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+# The arguments of a kernel for padded sequences, and for packed ones.
+_OPTIONS = ("hx", "params", "has_biases", "num_layers", "dropout", "train", "bidirectional")
+_PADDED, _PACKED = ("input", *_OPTIONS, "batch_first"), ("data", "batch_sizes", *_OPTIONS)
 
 
 def _sequences(name: str) -> Handler:
     layer = {"lstm": layers.lstm, "gru": layers.gru}.get(name, layers.rnn)
     kernel = getattr(_torch, name)
 
-    def run(context: Context, input: Tensor, *rest: Any) -> Any:
+    def run(context: Context, *args: Any, **kwargs: Any) -> Any:
         # Packed sequences come with the sizes of their batches in front, others with `batch_first` at the end.
-        packed = not isinstance(rest[2], bool)
+        packed = "batch_first" not in kwargs and not (len(args) > 3 and isinstance(args[3], bool))
+        names = (_PACKED if packed else _PADDED)[len(args) :]
+        if set(names) != kwargs.keys():
+            return kernel(*args, **kwargs)  # which says what is wrong with them
+        input, *rest = *args, *[kwargs[name] for name in names]
         sizes, tail = (rest[:1], ()) if packed else ((), rest[7:])
         hx, weights, biased, number, dropout, train, bidirectional = rest[1:] if packed else rest[:7]
         key = context.next_key() if train and dropout else None
@@ -120,15 +127,23 @@ def _cell(name: str) -> Handler:
     layer = {"lstm": layers.lstm_cell, "gru": layers.gru_cell}.get(kind, layers.rnn_cell)
     kernel = getattr(_torch, name)
 
-    def run(context: Context, input: Tensor, hx: Any, *weights: Tensor | None) -> Any:
+    def run(
+        context: Context,
+        input: Tensor,
+        hx: Any,
+        w_ih: Tensor,
+        w_hh: Tensor,
+        b_ih: Tensor | None = None,
+        b_hh: Tensor | None = None,
+    ) -> Any:
+        weights = (w_ih, w_hh, b_ih, b_hh)
         if is_plain() and forward_ad._current_level < 0:
             return kernel(input, hx, *weights)
-        given: dict[str, Any] = dict(zip(_PARTS, (*weights, None, None), strict=False))
         p = SimpleNamespace(
-            **given,
-            bias=given["bias_ih"] is not None,
-            hidden_size=given["weight_hh"].shape[-1],
-            input_size=given["weight_ih"].shape[-1],
+            **dict(zip(_PARTS, weights, strict=True)),
+            bias=b_ih is not None,
+            hidden_size=w_hh.shape[-1],
+            input_size=w_ih.shape[-1],
             nonlinearity=kind.removeprefix("rnn_"),
         )
         return layer(p, input, tuple(hx) if kind == "lstm" else hx)

@@ -1,5 +1,6 @@
 """What `torch.func` refuses, within an opaque container."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -257,3 +258,45 @@ def test_texts_and_sizes(device: torch.device) -> None:
     expected = torch.stack([module(example) for example in x])
     assert torch.equal(pn.vmap(p)(x), expected)
     assert torch.equal(pn.vmap(lambda p, x: p(x))(pn.tree.stack([p, p]), x), expected)
+
+
+def equal_by_name(x: Tensor) -> Tensor:
+    """Questions about values that have no Python number."""
+    return x * 2 if torch.equal(input=x, other=x) and torch.allclose(x, x, rtol=1e-3) else x
+
+
+def cell_by_name(x: Tensor) -> Tensor:
+    """One step of a recurrent layer."""
+    return torch.gru_cell(input=x, hx=x, w_hh=x.new_ones(9, 3), w_ih=x.new_ones(9, 3) / 2)
+
+
+def sequences_by_name(x: Tensor) -> Tensor:
+    """A recurrent layer, of padded sequences and of packed ones."""
+    params = [x.new_ones(12, 3) / 2, x.new_ones(12, 3) / 3, x.new_zeros(12), x.new_ones(12)]
+    options = {"params": params, "has_biases": True, "num_layers": 1, "dropout": 0.0, "train": False}
+    state = x.new_zeros(1, 1, 3), x.new_zeros(1, 1, 3)
+    padded = torch.lstm(x[:, None], state, bidirectional=False, batch_first=False, **options)[0]
+    sizes = torch.ones(len(x), dtype=torch.int64)
+    packed = torch.lstm(data=x, batch_sizes=sizes, hx=state, bidirectional=False, **options)[0]
+    return padded[:, 0] + packed
+
+
+class Applied(nn.Module):
+    """A function of what its layer gives."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layer, self.function = nn.Linear(3, 3, dtype=DOUBLE), function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(self.layer(x))
+
+
+@pytest.mark.parametrize("function", [cell_by_name, sequences_by_name, equal_by_name])
+def test_arguments_by_name(function: Callable[[Tensor], Tensor], device: torch.device) -> None:
+    """Functions of torch that have rules of ours are told their arguments by name, too."""
+    module, x = Applied(function).to(device), randn(device, 5, 2, 3)
+    p, wanted = bridge.from_module(module), torch.stack([module(each) for each in x])
+    torch.testing.assert_close(torch.stack([p(each) for each in x]), wanted, rtol=0, atol=1e-12)
+    if function is not equal_by_name:
+        torch.testing.assert_close(pn.vmap(p)(x), wanted, rtol=0, atol=1e-12)
