@@ -173,4 +173,8 @@ def _kept(original: Callable[..., Any]) -> Callable[..., Any]:
 #: What lets functions of the older form run in transformations.
 APPLY = Replacement("torch.autograd.function.Function", "apply", _make, always=True)
 #: Checkpointed activations are kept: where they would be computed again, the module has no tensors any more.
-CHECKPOINT = Replacement("torch.utils.checkpoint", "_checkpoint_without_reentrant_generator", _kept, always=True)
+CHECKPOINTS = tuple(
+    # The latter is what torch 2.15 itself calls.
+    Replacement("torch.utils.checkpoint", f"_checkpoint_without_reentrant_{name}", _kept, always=True)
+    for name in ("generator", "generator_impl")
+)

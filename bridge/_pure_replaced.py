@@ -5,6 +5,7 @@ The replacement is in place for as long as any thread is in `replaced`; in the o
 
 import sys
 import threading
+import types
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from types import MappingProxyType
@@ -105,4 +106,5 @@ def _chosen(found: Any, replacement: Replacement) -> Any:
         here = _running.depth if replacement.always else _running.transformed
         return (made if here else original)(*args, **kwargs)
 
-    return classmethod(call) if isinstance(found, classmethod) else call
+    # One that is written in C is of another type; torch 2.15 has such.
+    return classmethod(call) if isinstance(found, (classmethod, types.ClassMethodDescriptorType)) else call

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.utils.hooks import RemovableHandle
 
-from bridge._pure_autograd import APPLY, CHECKPOINT
+from bridge._pure_autograd import APPLY, CHECKPOINTS
 from bridge._pure_huggingface import HUGGING_FACE
 from bridge._pure_mode import Pure
 from bridge._pure_replaced import replaced, replacing
@@ -23,7 +23,7 @@ from purenn.tree._watch import begun, shown
 
 New = dict[str, Any]
 
-for _replacement in (APPLY, CHECKPOINT, *HUGGING_FACE):
+for _replacement in (APPLY, *CHECKPOINTS, *HUGGING_FACE):
     replacing(_replacement)
 
 

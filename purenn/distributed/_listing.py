@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch.distributed.checkpoint import filesystem
 from torch.distributed.checkpoint import metadata as lists
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, StorageMeta, TensorStorageMetadata
 
 _OF_LISTS = {
     "BytesStorageMetadata",
@@ -59,5 +59,9 @@ class Reader(filesystem.FileSystemReader):
                 raise pickle.UnpicklingError(f"it names the file {part.relative_path!r}")
             if not (folder / part.relative_path).is_file():
                 raise FileNotFoundError(f"there is no file {part.relative_path}")
+        for name, entry in found.state_dict_metadata.items():
+            chunks = entry.chunks if isinstance(entry, TensorStorageMetadata) else []
+            if any(MetadataIndex(name, chunk.offsets) not in found.storage_data for chunk in chunks):
+                raise ValueError(f"it does not say where {name!r} is")
         found.storage_meta = StorageMeta(load_id=self.load_id)
         return found

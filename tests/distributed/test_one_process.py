@@ -1,6 +1,7 @@
 """`pn.distributed` in one process."""
 
 import contextlib
+import dataclasses
 import os
 import pickle
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 import torch
 
 import purenn as pn
+from purenn.distributed._listing import Reader
 from purenn.errors import ArgumentError, CheckpointError, SelectionError
 from purenn.layers import Linear, TransformerDecoderLayer
 
@@ -88,7 +90,9 @@ def test_lists_that_are_none(tmp_path: Path) -> None:
     folder = tmp_path / "c"
     pn.distributed.save(folder, p)
     listed = (folder / ".metadata").read_bytes()
+    placeless = dataclasses.replace(Reader(folder).read_metadata(), storage_data={})
     cases = [
+        (pickle.dumps(placeless), "it does not say where 'a' is"),
         (pickle.dumps(Call()), "os.getenv is no part of a list of tensors"),
         (pickle.dumps({"a": 1}), "it is a dict"),
         (listed.replace(b"__0_0.distcp", b"../0_.distcp"), "it names the file '../0_.distcp'"),

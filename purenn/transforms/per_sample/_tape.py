@@ -145,7 +145,8 @@ class Tape:
             if opened is not None:
                 return opened(*args, **kwargs)
             args, kwargs = replaced((args, kwargs), lambda x: x.node.copies() if isinstance(x, Handle) else x)
-            return func(*args, **kwargs)
+            out = _by_rule(PHYSICAL_RULES, self, func, args, kwargs)
+            return func(*args, **kwargs) if out is NotImplemented else out
         return self._computed(func, args, kwargs)
 
     def _is_differentiated(self) -> bool:
