@@ -4,6 +4,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -82,11 +83,18 @@ def peak_bytes(call: Callable[[], Any], device: torch.device | str = "cpu") -> i
 
 def header(title: str, device: torch.device | str = "cpu") -> str:
     """A heading and the circumstances: what a table needs to be believed."""
-    kind = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else "CPU"
+    kind = torch.cuda.get_device_name() if torch.device(device).type == "cuda" else _processor()
     return (
         f"### {title}\n\ntorch {torch.__version__}, Python {platform.python_version()}, {kind}, "
         f"{torch.get_num_threads()} thread, {time.strftime('%Y-%m-%d')}\n"
     )
+
+
+def _processor() -> str:
+    described = Path("/proc/cpuinfo")
+    lines = described.read_text().splitlines() if described.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or "CPU"
 
 
 def table(rows: list[list[str]]) -> str:
