@@ -153,6 +153,6 @@ def test_bias(dtype: torch.dtype, device: torch.device) -> None:
     tolerance = {torch.float32: 1e-5, torch.float64: 1e-12, torch.bfloat16: 1e-2}[dtype]
     torch.testing.assert_close(fused(p, x), torch.tanh(p(x)), rtol=0, atol=tolerance)
     if device.type == "cpu":
-        with profile(activities=[ProfilerActivity.CPU]) as recorded:
+        with profile(activities=[ProfilerActivity.CPU], acc_events=True) as recorded:
             fused(p, x)
         assert ("aten::addmm" in {event.name for event in recorded.events()}) == (dtype == torch.bfloat16)
