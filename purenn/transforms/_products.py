@@ -2,7 +2,7 @@
 
 **Many pairs of small matrices.** torch leaves them to its linear-algebra library, whose start for every pair takes as
 long as a product of matrices with some tens of rows. As loops of vectors in the compiler's own source, with sizes that
-it knows, they take 0.4 to 0.9 of that time on processors that the library is not made for, and up to a quarter less
+it knows, they take 0.45 to 0.9 of that time on processors that the library is not made for, and up to a quarter less
 where it is. Such products are what vmap makes of layers whose parameters differ from task to task or from model to
 model, of attention, and of the gradients of single examples.
 
