@@ -22,7 +22,7 @@ from purenn.optim._tensor_list import V, plus
 from purenn.optim._transformation import GradientTransformation, in_dtype, require_state
 from purenn.tree import contiguous, named_leaves, partition
 from purenn.tree._contiguous import segments
-from purenn.tree._memory import LARGE
+from purenn.tree._memory import LARGE, spread
 from purenn.tree._walk import quoted, short
 
 COUPLED, DECOUPLED, OWN = "coupled", "decoupled", "own"
@@ -178,8 +178,10 @@ def _slots(rule: Rule, params: Any) -> dict[str, Any]:
     trees = {}
     for name in rule.slots:
         column = columns.pop(0)
-        tree = optree.tree_unflatten(spec, column)
-        trees[name] = contiguous(tree) if joined or _in_large_pages(column) else tree
+        if joined or _in_large_pages(column):
+            trees[name] = contiguous(optree.tree_unflatten(spec, column))
+        else:
+            trees[name] = optree.tree_unflatten(spec, [spread(leaf) for leaf in column])
     return trees
 
 
