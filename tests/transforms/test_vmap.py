@@ -40,8 +40,11 @@ def test_out_dims_chunks_and_keywords(device: torch.device) -> None:
     p, x = make(device), inputs(device)
     whole = pn.vmap(net, (None, 0))(p, x)
     assert torch.equal(pn.vmap(net, (None, 0), out_dims=1)(p, x), whole.T)
-    # Not to the last bit: a matrix product may add its terms in another order when it has more rows.
     torch.testing.assert_close(pn.vmap(net, (None, 0), chunk_size=2)(p, x), whole, rtol=0, atol=1e-12)
+    # To the last bit where a product of fewer rows, which may add its terms in another order, is exact.
+    first, numbers = pn.tree.map(lambda leaf: (8 * leaf).round(), (p.first, x))
+    batched = pn.vmap(affine, (None, 0), chunk_size=2)(first, numbers)
+    assert torch.equal(batched, pn.vmap(affine, (None, 0))(first, numbers))
     assert pn.vmap(net, (None, 0), chunk_size=2)(p, x[:0]).shape == (0, *whole.shape[1:])
     assert torch.equal(pn.vmap(lambda p, *, x: net(p, x), None)(p, x=x), whole)
     both = pn.vmap(lambda p, x: {"a": net(p, x), "b": (x, None)}, (None, 0), out_dims={"a": 1, "b": 0})(p, x)
