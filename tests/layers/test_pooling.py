@@ -102,7 +102,7 @@ def test_max_pool_of_a_large_batch_laid_out_otherwise(layout: str, device: torch
         same(layers.MaxPool3d(2)(x), nn.MaxPool3d(2)(x), tolerance=0)
 
 
-@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.trace:DeprecationWarning", "ignore:.*torch.jit.trace:FutureWarning")
 def test_max_pool_of_a_large_batch_traced_by_torch_jit(device: torch.device) -> None:
     """What `torch.jit.trace` makes of pooling a large batch holds for a batch of any other size."""
     traced = torch.jit.trace(lambda x: layers.max_pool2d(layers.MaxPool2d(2), x), numbers(4, 16, 32, 32, device=device))
