@@ -35,13 +35,13 @@ class _Nested(threading.local):
 _nested = _Nested()
 
 
-@contextlib.contextmanager
-def differentiated_again() -> Iterator[None]:
+class differentiated_again:  # noqa: N801  # entered so often that what contextlib makes shows
     """Within this context gradients are taken whose derivatives are asked for, of what is computed here."""
-    _nested.depth += 1
-    try:
-        yield
-    finally:
+
+    def __enter__(self) -> None:
+        _nested.depth += 1
+
+    def __exit__(self, *_: object) -> None:
         _nested.depth -= 1
 
 

@@ -44,16 +44,16 @@ def steps_in_a_row(
     if not row.columns[0] or (examples.level and not row.together):
         return None
     row.columns = [examples.out_of(column) for column in row.columns]
-    losses = []
+    totals = []
     for number in numbers:
         args = data(number)
-        value, _, gradients = examples.value_and_grad(
+        total, _, gradients = examples.value_and_grad(
             "inner_loop",
             lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
             row.columns[0],
             private=number > numbers[0],
         )
-        losses.append(value)
-        row.step(gradients)
+        totals.append(total)
+        row.step(gradients, plain=True)
     row.columns = [examples.into(column) for column in row.columns]
-    return (row.params(), row.state()), torch.stack(losses)
+    return (row.params(), row.state()), examples.into([torch.stack(totals, -1)])[0]

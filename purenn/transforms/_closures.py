@@ -38,7 +38,8 @@ class Closures:
             self._known[signature] = free
 
 
-_LIBRARIES = frozenset({"purenn", "bridge", "torch", "optree", "attrs", "functools"})
+_OURS = frozenset({"purenn", "bridge"})
+_LIBRARIES = _OURS | frozenset({"torch", "optree", "attrs", "functools"})
 _WITHOUT_TENSORS = (
     *(type(None), bool, int, float, complex, str, bytes, type, types.ModuleType, types.BuiltinFunctionType),
     *(torch.dtype, torch.device, torch.Size, Closures),
@@ -88,22 +89,78 @@ def _parts_of_object(item: Any) -> Iterable[Any] | None:
     if not optree.tree_is_leaf(item):
         return optree.tree_leaves(item)
     if attrs.has(type(item)):
-        return [getattr(item, field.name) for field in attrs.fields(type(item))]
+        return _fields_of(item)
     return [item.__wrapped__] if hasattr(item, "__wrapped__") else None
 
 
 def _captured_by(fn: types.FunctionType) -> list[Any]:
+    known = fn.__dict__.get("_purenn_captured")
+    if known is not None and known[0] == id(fn):  # functools.wraps copies it
+        return known[1]
+    library = _library_of(fn)
+    if library in _OURS:
+        return _learned(fn)
+    captured, _ = _contents(fn)
+    # What the libraries name in their own modules are their own tools.
+    if library not in _LIBRARIES:
+        space = fn.__globals__
+        captured += [space[name] for name in _global_names(fn.__code__) if name in space]
+    return captured
+
+
+def _library_of(fn: types.FunctionType) -> str:
+    return fn.__globals__.get("__name__", "").partition(".")[0]
+
+
+def _fields_of(item: Any) -> list[Any]:
+    return [getattr(item, field.name) for field in attrs.fields(type(item))]
+
+
+def _stays(item: Any) -> bool:
+    # Whether what it leads to directly stays the same: of tuples, and of functions and frozen objects of our own.
+    if isinstance(item, types.FunctionType):
+        return _library_of(item) in _OURS
+    kind = type(item)
+    if kind.__module__.partition(".")[0] not in _OURS:
+        return kind is tuple
+    return isinstance(item, tuple) or kind.__setattr__ is _refuses_to_be_written
+
+
+_refuses_to_be_written = attrs.frozen(type("_Frozen", (), {})).__setattr__
+
+
+def _contents(fn: types.FunctionType) -> tuple[list[Any], bool]:
+    # What a function closes over, and whether all of its variables are assigned.
     captured = []
     for cell in fn.__closure__ or ():
         try:  # in a hot path, where contextlib.suppress shows
             captured.append(cell.cell_contents)
-        except ValueError:  # a variable that is not yet assigned
+        except ValueError:
             continue
-    space = fn.__globals__
-    # What the libraries name in their own modules are their own tools.
-    if space.get("__name__", "").partition(".")[0] not in _LIBRARIES:
-        captured += [space[name] for name in _global_names(fn.__code__) if name in space]
-    return captured
+    return captured, len(captured) == len(fn.__closure__ or ())
+
+
+def _learned(fn: types.FunctionType) -> list[Any]:
+    # What it leads to that may lead to something else later.
+    captured: dict[int, Any] = {}
+    todo: list[Any] = [fn]
+    seen, complete = {id(fn)}, True
+    for item in todo:
+        if isinstance(item, types.FunctionType):
+            contents, assigned = _contents(item)
+            complete = complete and assigned
+        else:
+            contents = item if isinstance(item, tuple) else _fields_of(item)
+        for inner in contents:
+            if not _stays(inner):
+                captured[id(inner)] = inner
+            elif id(inner) not in seen:
+                seen.add(id(inner))
+                todo.append(inner)
+    found = [item for item in captured.values() if not isinstance(item, _WITHOUT_TENSORS)]
+    if complete:
+        fn.__dict__["_purenn_captured"] = id(fn), found
+    return found
 
 
 @functools.lru_cache(maxsize=512)

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import (
     CVmapInterpreterPtr,
@@ -26,13 +25,13 @@ from torch._C._functorch import (
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch._functorch.vmap import vmap_increment_nesting
 from torch.autograd.graph import GradientEdge
-from torch.overrides import TorchFunctionMode
 
 from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
+from purenn.transforms._at_once import AtOnce
 from purenn.transforms._failures import WRITTEN
 from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, pulled_back, running
-from purenn.transforms._leaves import detached, scalar_output, split_aux, versions
+from purenn.transforms._leaves import detached, scalar_output, split_aux
 
 
 class _Stacked(threading.local):
@@ -50,43 +49,6 @@ def stacked_tasks(active: bool = True) -> Iterator[None]:
         yield
     finally:
         _stacked.active = before
-
-
-class _AtOnce(TorchFunctionMode):
-    """Some functions of all tasks in the operations of ordinary tensors: vmap makes twice as many of them."""
-
-    def __init__(self, examples: "Examples") -> None:
-        super().__init__()
-        self.examples = examples
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        found = None
-        if func in _AT_ONCE and maybe_current_level() == self.examples.level:
-            found = _AT_ONCE[func](self.examples, *args, **(kwargs or {}))
-        return func(*args, **(kwargs or {})) if found is None else found
-
-
-def _linear_of_all(examples: "Examples", input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor | None:
-    if not (input.dim() == weight.dim() == 2 and is_batchedtensor(input) and is_batchedtensor(weight)):
-        return None
-    rows, matrices, *biases = examples.out_of([input, weight] if bias is None else [input, weight, bias])
-    product = torch.bmm(rows, matrices.mT) if bias is None else torch.baddbmm(biases[0].unsqueeze(1), rows, matrices.mT)
-    return examples.into([product])[0]
-
-
-def _squared_error_of_all(
-    examples: "Examples", x: Tensor, y: Tensor, *args: Any, reduction: str = "mean", **options: Any
-) -> Tensor | None:
-    if args or reduction != "mean" or set(options.values()) - {None}:
-        return None
-    if not (x.dim() and x.shape == y.shape and is_batchedtensor(x) and is_batchedtensor(y)):
-        return None
-    x, y = examples.out_of([x, y])
-    errors = F.mse_loss(x, y, reduction="none")
-    return examples.into([errors.mean(tuple(range(1, errors.dim())))])[0]
-
-
-_AT_ONCE: dict[Any, Callable[..., Tensor | None]] = {F.linear: _linear_of_all, F.mse_loss: _squared_error_of_all}
 
 
 def is_below_transformations() -> bool:
@@ -107,8 +69,8 @@ def nested_value_and_grad(
 ) -> tuple[Tensor, Any, list[Tensor]]:
     """Value, auxiliary output and gradients of a function, with their graphs if somebody may want them."""
     examples = Examples.around()
-    value, aux, gradients = examples.value_and_grad(name, call, examples.out_of(values), has_aux)
-    return value, aux, examples.into(gradients)
+    total, aux, gradients = examples.value_and_grad(name, call, examples.out_of(values), has_aux)
+    return examples.into([total])[0], aux, examples.into(gradients)
 
 
 def pulled(
@@ -194,7 +156,7 @@ class Examples:
         *,
         private: bool = False,
     ) -> tuple[Tensor, Any, list[Tensor]]:
-        """As `nested_value_and_grad`, by the tensors of all tasks.
+        """As `nested_value_and_grad`, by the tensors of all tasks, and with their values.
 
         Args:
             name: of the transformation, for errors.
@@ -206,18 +168,23 @@ class Examples:
         recorded = not is_alone()
         with torch.enable_grad():
             leaves = given if private and _require_grad(given) else fresh(given)
-            before = versions(leaves)
-            with running(), differentiated_again(), self.at_once():
+            before = [leaf._version for leaf in leaves]
+            known = AtOnce(self.level, self.size, leaves) if self.level and not is_traced() else None
+            with running(), differentiated_again(), known or contextlib.nullcontext():
                 value, aux = split_aux(name, call(self.into(leaves)), has_aux)
             (total,) = self.out_of([scalar_output(name, value)])
-            if versions(leaves) != before:
+            if [leaf._version for leaf in leaves] != before:
                 wrong, fix = WRITTEN
                 raise MutationError(f"{name}: {wrong}. {fix}")
-            roots = [total] if total.requires_grad else []
-            gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
+            found = known.gradients(total, recorded=recorded) if known else None
+            if found is None:
+                roots = [total] if total.requires_grad else []
+                gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
+            else:
+                gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
         if not recorded:
-            value, aux = value.detach(), detached(aux)
-        return value, aux, gradients
+            total, aux = total.detach(), detached(aux)
+        return total, aux, gradients
 
     @contextlib.contextmanager
     def again(self) -> Iterator["Examples"]:
@@ -230,7 +197,7 @@ class Examples:
 
     def at_once(self) -> contextlib.AbstractContextManager[Any]:
         """Within this context some functions are computed of all tasks at once; a compiler does that better itself."""
-        return _AtOnce(self) if self.level and not is_traced() else contextlib.nullcontext()
+        return AtOnce(self.level, self.size) if self.level and not is_traced() else contextlib.nullcontext()
 
 
 def at_once() -> contextlib.AbstractContextManager[Any]:

@@ -1,11 +1,10 @@
 """Turning the failures of torch.func into errors that say what was wrong, where, and what to write instead."""
 
-import contextlib
 import linecache
 import os
 import re
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -30,22 +29,25 @@ def place(error: BaseException) -> str:
     return ""
 
 
-@contextlib.contextmanager
-def translated(name: str) -> Iterator[None]:
+class translated:  # noqa: N801  # entered so often that what contextlib makes shows
     """Within this context torch's errors about transformations arrive as ours, with the original as their cause."""
-    try:
-        yield
-    except PurennError:
-        raise
-    except (RuntimeError, AssertionError) as error:
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: object) -> None:
+        if not isinstance(error, (RuntimeError, AssertionError)) or isinstance(error, PurennError):
+            return
         # The reason may be inside of an error that a tool has made of it.
         text = f"{error}\n{error.__cause__ or ''}"
-        for pattern, kind, wrong, fix in KNOWN:
+        for pattern, ours, wrong, fix in KNOWN:
             found = re.search(pattern, text)
             if found:
                 named = next((value for value in found.groupdict().values() if value), "")
-                raise kind(f"{name}: {wrong.format(operation=named)}{place(error)}. {fix}") from error
-        raise
+                raise ours(f"{self._name}: {wrong.format(operation=named)}{place(error)}. {fix}") from error
 
 
 def refuse_writes(name: str, paths: Sequence[str], before: Sequence[int], after: Sequence[int]) -> None:

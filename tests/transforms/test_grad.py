@@ -242,6 +242,13 @@ def test_what_is_reached_through_functions_modules_and_trees_is_searched_again(d
     wrapped = pn.grad(lambda q, p: (net(p, x) * a * q).sum())
     a.requires_grad_(False)
     check(a.requires_grad_, lambda p: wrapped(tensor(), p).sum())
+    rate, scale = tensor().sum(), tensor()
+    adapt = pn.meta.inner_loop(lambda p: net(p, x).square().sum(), pn.optim.sgd(rate), 1)
+    check(rate.requires_grad_, lambda p: adapt(p)[1].sum() + net(adapt(p)[0], x).sum())
+    adapt = pn.meta.inner_loop(lambda p: net(p, x).square().sum(), pn.optim.sgd(0.1), 1)
+    pn.grad(lambda p: net(adapt(p)[0], x).sum())(p)
+    adapted = functools.wraps(adapt)(lambda p: (net(adapt(p)[0], x) * scale).sum())
+    check(scale.requires_grad_, adapted)
 
 
 class Holder:

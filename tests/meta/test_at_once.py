@@ -1,0 +1,253 @@
+"""Losses whose functions, and their gradients, are computed of all tasks at once: nothing but the time differs."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from _meta_references import DOUBLE, agree, leaves, tasks
+from torch import Tensor
+
+import purenn as pn
+from purenn.layers import Linear, Sequential
+from purenn.transforms import _nested
+
+SGD = pn.optim.sgd(0.1)
+
+
+def network(device: torch.device, outputs: int = 1) -> Sequential:
+    """Two linear maps, 2 -> 5 -> `outputs`, the last without a bias."""
+    one, two = pn.random.split(pn.random.key(0, device))
+    last = Linear.init(two, 5, outputs, bias=False, dtype=DOUBLE)
+    return Sequential.of(Linear.init(one, 2, 5, dtype=DOUBLE), last)
+
+
+def classes(device: torch.device) -> Any:
+    """Tasks of `tasks` with classes from 0 to 2 in the place of targets."""
+    (x, y), (u, v) = tasks(device)
+    return (x, _as_class(y)), (u, _as_class(v))
+
+
+def _as_class(y: Tensor) -> Tensor:
+    return (y[..., 0] * 3).long().clamp(-1, 1) + 1
+
+
+def both_ways(loss: Callable[..., Tensor], p: Any, data: Any, steps: int = 3) -> None:
+    """The mean loss and the meta-gradient of stacked tasks are those of one task after the other."""
+    stacked, one_by_one = (
+        pn.meta.value_and_grad(pn.meta.maml(loss, SGD, steps), how)(p, *data) for how in ("sum", "loop")
+    )
+    torch.testing.assert_close(stacked[0], one_by_one[0], rtol=0, atol=1e-12)
+    agree(stacked[1], leaves(one_by_one[1]))
+
+
+@pytest.fixture
+def by_formulas(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No inner gradient may be taken by autograd of what has been stacked."""
+    pulled = _nested.pulled
+
+    def refused(roots: Any, leaves: Any, *rest: Any) -> Any:
+        assert not roots or not roots[0].dim(), "autograd has taken the gradient of stacked tasks"
+        return pulled(roots, leaves, *rest)
+
+    monkeypatch.setattr(_nested, "pulled", refused)
+
+
+ACTIVATIONS = {
+    "F.relu": F.relu,
+    "torch.relu": torch.relu,
+    "x.relu": Tensor.relu,
+    "a layer": pn.layers.ReLU(),
+    "F.tanh": F.tanh,
+    "torch.tanh": torch.tanh,
+    "F.sigmoid": F.sigmoid,
+    "torch.sigmoid": torch.sigmoid,
+    "x.sigmoid": Tensor.sigmoid,
+    "torch.square": torch.square,
+    "two in a row": lambda x: torch.tanh(torch.square(x)),
+    "used twice": lambda x: torch.tanh(x) - torch.sigmoid(x),
+}
+ERRORS = {
+    "mse_loss": F.mse_loss,
+    "square": lambda x, y: (x - y).square().mean(),
+    "power": lambda x, y: ((x - y) ** 2).mean(),
+    "pow": lambda x, y: torch.mean(torch.sub(x, y).pow(2)),
+    "both": lambda x, y: F.mse_loss(y - x, x - y),
+    "further": lambda x, y: torch.tanh(torch.square(x - y)).mean(),
+}
+
+
+@pytest.mark.usefixtures("by_formulas")
+@pytest.mark.parametrize("name", ACTIVATIONS)
+def test_activations(device: torch.device, name: str) -> None:
+    """Of networks with these activations the formulas give autograd's gradients."""
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(p[1](ACTIVATIONS[name](p[0](x))), y)
+
+    both_ways(loss, network(device), tasks(device))
+
+
+@pytest.mark.usefixtures("by_formulas")
+@pytest.mark.parametrize("name", ERRORS)
+def test_errors(device: torch.device, name: str) -> None:
+    """And of squared errors in all the ways in which they are written."""
+    both_ways(
+        lambda p, x, y: ERRORS[name](p[1](torch.relu(p[0](x))), y),
+        network(device),
+        tasks(device),
+    )
+
+
+@pytest.mark.usefixtures("by_formulas")
+@pytest.mark.parametrize("ignored", [None, 0, -7])
+def test_classes(device: torch.device, ignored: int | None) -> None:
+    """And of the cross-entropy, with classes that do not count."""
+    options = {} if ignored is None else {"ignore_index": ignored}
+    (x, y), (u, v) = classes(device)
+    y, v = (torch.where(y == 0, ignored, y) if ignored else y for y in (y, v))
+    both_ways(
+        lambda p, x, y: F.cross_entropy(p[1](torch.tanh(p[0](x))), y, **options),
+        network(device, 3),
+        ((x, y), (u, v)),
+    )
+
+
+def test_class_that_is_none(device: torch.device) -> None:
+    """A class that is not there is an error, as it is for a single task."""
+    (x, y), query = classes(device)
+    task_loss = pn.meta.maml(lambda p, x, y: F.cross_entropy(p[1](p[0](x)), y), SGD, 1)
+    if device.type == "cpu":  # elsewhere it stops the device
+        with pytest.raises(IndexError, match="Target 5 is out of bounds"):
+            pn.meta.grad(task_loss, "sum")(network(device, 3), (x, y + 3), query)
+
+
+OTHERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "an operator": lambda p, x, y: F.mse_loss(p[1](torch.relu(p[0](x)) * 2), y),
+    "an activation in place": lambda p, x, y: F.mse_loss(p[1](F.relu(p[0](x), inplace=True)), y),
+    "a write into a result": lambda p, x, y: F.mse_loss(p[1](torch.tanh(p[0](x).mul_(2))), y),
+    "a write after use": lambda p, x, y: _written_after(p, x, y),
+    "a result that is no constant": lambda p, x, y: F.mse_loss(p[1](torch.relu(p[0](x))), y * p[0].bias.sum()),
+    "a detached result": lambda p, x, y: F.mse_loss(p[1](torch.relu(p[0](x).detach())), y),
+    "no gradients recorded": lambda p, x, y: _without_gradients(p, x, y),
+    "a function of its own": lambda p, x, y: F.mse_loss(p[1](_Doubled.apply(p[0](x))), y),
+    "a gradient within": lambda p, x, y: F.mse_loss(p[1](p[0](x)), y) + _slope(p, x),
+    "a parameter as the value": lambda p, x, y: p[0].bias.sum(),
+    "a mean along an axis": lambda p, x, y: (p[1](torch.relu(p[0](x))) - y).square().mean(0).sum(),
+    "a mean in another dtype": lambda p, x, y: (p[1](p[0](x)) - y).square().mean(dtype=torch.float64),
+    "a mean of a number": lambda p, x, y: torch.tanh((p[1](p[0](x)) - y).square().mean()).mean(),
+    "numbers of a task": lambda p, x, y: (p[0].bias.sum() - y.sum()).square(),
+    "another exponent": lambda p, x, y: ((p[1](p[0](x)) - y) ** 4.0).mean(),
+    "a scaled difference": lambda p, x, y: torch.sub(p[1](p[0](x)), y, alpha=2).square().mean(),
+    "one minus": lambda p, x, y: (1 - torch.sigmoid(p[1](p[0](x)))).square().mean(),
+    "rows of a single example": lambda p, x, y: F.mse_loss(p[1](torch.relu(p[0](x[0]))), y[0]),
+    "half of the sum": lambda p, x, y: F.mse_loss(p[1](p[0](x)), y, reduction="sum") / 2,
+    "single precision between": lambda p, x, y: F.mse_loss(p[1](p[0](x.float().double()).float().double()), y),
+}
+
+
+def _written_after(p: Any, x: Tensor, y: Tensor) -> Tensor:
+    hidden = p[0](x)
+    value = F.mse_loss(p[1](torch.square(hidden) - hidden), y)
+    hidden.clone().add_(1)
+    return value
+
+
+def _without_gradients(p: Any, x: Tensor, y: Tensor) -> Tensor:
+    with torch.no_grad():
+        hidden = torch.relu(p[0](x))
+    return F.mse_loss(p[1](hidden), y)
+
+
+def _slope(p: Any, x: Tensor) -> Tensor:
+    return pn.grad(lambda x: p[1](torch.tanh(p[0](x))).sum())(x).square().mean()
+
+
+class _Doubled(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return 2 * gradient
+
+
+@pytest.mark.filterwarnings("ignore:Using a target size")
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_losses(device: torch.device, name: str) -> None:
+    """Where a loss does anything else, autograd takes its gradient, and the numbers are the same."""
+    both_ways(OTHERS[name], network(device), tasks(device))
+
+
+def test_targets_of_the_parameters(device: torch.device) -> None:
+    """Both sides of an error may be adapted, and one may be what is learned outside."""
+    p, data = {"one": network(device), "two": network(device, 1)}, tasks(device)
+    both_ways(lambda p, x, y: F.mse_loss(p["one"][1](p["one"][0](x)), p["two"][1](torch.tanh(p["two"][0](x)))), p, data)
+    task_loss = pn.meta.cavia(
+        lambda p, context, x, y: F.mse_loss(F.linear(x, p["w"]), y - context.expand_as(y)),
+        torch.zeros(1, dtype=DOUBLE, device=device),
+        SGD,
+        2,
+    )
+    w = {"w": torch.tensor([[1.0, 2.0]], dtype=DOUBLE, device=device)}
+    agree(pn.meta.grad(task_loss, "sum")(w, *data), leaves(pn.meta.grad(task_loss, "loop")(w, *data)))
+
+
+def test_third_derivatives(device: torch.device) -> None:
+    """The formulas can be differentiated as often as anybody wants."""
+    p, data = network(device), tasks(device)
+
+    def meta_gradient(how: Any) -> Callable[[Any], Tensor]:
+        def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+            return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
+
+        grad = pn.meta.grad(pn.meta.maml(loss, SGD, 2), how)
+        return lambda p: sum(leaf.square().sum() for leaf in pn.tree.leaves(grad(p, *data)))
+
+    agree(pn.grad(meta_gradient("sum"))(p), leaves(pn.grad(meta_gradient("loop"))(p)))
+
+
+@pytest.mark.usefixtures("by_formulas")
+def test_constant_gradients(device: torch.device) -> None:
+    """First-order steps and Reptile's take them as well, and leave no graph."""
+    p, data = network(device), tasks(device)
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
+
+    task_loss = pn.meta.maml(loss, SGD, 3, first_order=True)
+    agree(pn.meta.grad(task_loss, "sum")(p, *data), leaves(pn.meta.grad(task_loss, "loop")(p, *data)))
+    direction = pn.meta.reptile(loss, SGD, 3)(p, *data[0])
+    assert not any(leaf.requires_grad for leaf in pn.tree.leaves(direction))
+
+
+def test_half_precision(device: torch.device) -> None:
+    """A mean of numbers whose sum is too large for half precision is finite, as torch's is."""
+    p = {"w": torch.full((1, 1), 200.0, dtype=torch.float16, device=device)}
+    x = torch.ones(2, 40, 1, dtype=torch.float16, device=device)
+    task_loss = pn.meta.maml(lambda p, x, y: F.mse_loss(F.linear(x, p["w"]), y), pn.optim.sgd(0.0), 1)
+    value, gradient = pn.meta.value_and_grad(task_loss, "sum")(p, (x, 0 * x), (x, 0 * x))
+    assert float(value) == 40000
+    assert float(gradient["w"]) == 400
+
+
+def test_autocast(device: torch.device) -> None:
+    """Under autocast, where results have another dtype than parameters, autograd takes the gradient."""
+    p, data = pn.tree.to(network(device), torch.float32), tasks(device)
+    data = tuple(tuple(x.float() for x in part) for part in data)
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return p[1](torch.tanh(p[0](x))).square().mean()
+
+    stacked, one_by_one = (pn.meta.grad(pn.meta.maml(loss, SGD, 2), how)(p, *data) for how in ("sum", "loop"))
+    for found, expected in zip(pn.tree.leaves(stacked), pn.tree.leaves(one_by_one), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
