@@ -40,7 +40,7 @@ def steps_in_a_row(
     if is_alone() and not examples.level:
         return None
     loss = step.loss_with(rest)
-    row = step.optimizer.row(params, argument.derivative(argument.values), state)
+    row = step.optimizer.row(params, argument, state)
     if not row.columns[0] or (examples.level and not row.together):
         return None
     row.columns = [examples.out_of(column) for column in row.columns]
@@ -56,4 +56,4 @@ def steps_in_a_row(
         totals.append(total)
         row.step(gradients, plain=True)
     row.columns = [examples.into(column) for column in row.columns]
-    return (row.params(), row.state()), examples.into([torch.stack(totals, -1)])[0]
+    return (argument.rebuilt(row.columns[0]), row.state()), examples.into([torch.stack(totals, -1)])[0]

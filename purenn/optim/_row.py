@@ -24,32 +24,53 @@ class Row:
 
     Attributes:
         columns: the leaves that are trained, and for each slot of the state those that belong to them.
-        gradients: those that it was begun with.
         together: whether plain numbers decide how each element is stepped, so that many models can be stepped as one.
     """
 
-    def __init__(self, rule: "Rule", params: Any, grads: Any, state: Any) -> None:
-        """Take the trees apart.
+    def __init__(self, rule: "Rule", columns: list[list[Tensor]], state: Any, found: Aligned | None = None) -> None:
+        """Begin with leaves.
+
+        Args:
+            rule: the rule.
+            columns: see `Row`.
+            state: the optimiser's.
+            found: the trees of which the leaves are; not needed by a rule without slots if nobody asks for `params`.
+        """
+        self.columns = columns
+        self._rule, self._state, self._found, self._steps = rule, state, found, 0
+        self._done = as_number(state.count)
+        self._carried = {name: getattr(state, name) for name in rule.carried}
+        scalars = (self._done, *rule.hyperparameters.values())
+        self.together = rule.elementwise and all([isinstance(scalar, (int, float)) for scalar in scalars])  # noqa: C419
+
+    @classmethod
+    def of(cls, rule: "Rule", params: Any, grads: Any, state: Any) -> "Row":
+        """Begin with trees.
 
         Raises:
             StructureError: parameters, gradients and state do not fit together.
             ShapeError: a gradient or a part of the state has another shape than its parameter.
             DeviceError: they are on different devices.
         """
-        self._found = Aligned.of(rule.name, params, grads, rule.slots_of(state))
-        self._found.require_alike(shapes=rule.elementwise)
-        first, self.gradients, *slots = self._found.columns
-        self.columns: list[list[Tensor]] = [first, *slots]
-        self._rule, self._state, self._steps = rule, state, 0
-        self._done = as_number(state.count)
-        self._carried = {name: getattr(state, name) for name in rule.carried}
-        scalars = (self._done, *rule.hyperparameters.values())
-        self.together = rule.elementwise and all([isinstance(scalar, (int, float)) for scalar in scalars])  # noqa: C419
+        found = Aligned.of(rule.name, params, grads, rule.slots_of(state))
+        found.require_alike(shapes=rule.elementwise)
+        first, _, *slots = found.columns
+        return cls(rule, [first, *slots], state, found)
+
+    @property
+    def gradients(self) -> list[Tensor]:
+        """Those that it was begun with, if it was with trees."""
+        return self._trees.columns[1]
+
+    @property
+    def _trees(self) -> Aligned:
+        assert self._found is not None
+        return self._found
 
     @functools.cached_property
     def _in_lists(self) -> bool:
         # Whether torch's kernels for lists make the steps as `Rule.apply` does.
-        kinds = {(leaf.dtype, leaf.device) for leaf in (*self.columns[0], *self.gradients)}
+        kinds = {(leaf.dtype, leaf.device) for leaf in self.columns[0]}
         return self.together and len(self.columns) == len(kinds) == 1 and not next(iter(kinds))[0].is_complex
 
     def step(self, gradients: Sequence[Tensor], finish: Finish | None = None, *, plain: bool = False) -> None:
@@ -84,15 +105,17 @@ class Row:
 
     def updates(self) -> Any:
         """The first of the columns as a tree of updates."""
-        return self._found.updates(self.columns[0])
+        return self._trees.updates(self.columns[0])
 
     def params(self) -> Any:
         """The parameters as they are now."""
-        return self._found.with_results(self.columns).tree(0)
+        return self._trees.with_results(self.columns).tree(0)
 
     def state(self) -> Any:
         """The state as it is now."""
-        rule, new = self._rule, self._found.with_results(self.columns)
-        trees = {name: new.tree(number) for number, name in enumerate(rule.slots, 2)}
+        slots, trees = self._rule.slots, {}
+        if slots:
+            new = self._trees.with_results(self.columns)
+            trees = {name: new.tree(number) for number, name in enumerate(slots, 2)}
         scalars = {name: torch.as_tensor(value, dtype=torch.float64) for name, value in self._carried.items()}
         return replace(self._state, count=self._state.count + self._steps, **scalars, **trees)

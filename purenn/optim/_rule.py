@@ -6,7 +6,7 @@ plain differentiable operations, and for many leaves at once on torch's kernels 
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import attrs
 import optree
@@ -24,6 +24,9 @@ from purenn.tree import contiguous, named_leaves, partition
 from purenn.tree._contiguous import segments
 from purenn.tree._memory import LARGE, spread
 from purenn.tree._walk import quoted, short
+
+if TYPE_CHECKING:
+    from purenn.transforms._leaves import Argument
 
 COUPLED, DECOUPLED, OWN = "coupled", "decoupled", "own"
 
@@ -142,11 +145,14 @@ def optimizer(rule: Rule) -> GradientTransformation:
         count = torch.zeros((), dtype=torch.int64)
         return rule.state(count=count, **scalars, **(_slots(rule, params) if rule.slots else {}))
 
-    def row(params: Any, grads: Any, state: Any) -> Row:
-        return Row(rule, params, grads, state)
+    def row(params: Any, argument: "Argument", state: Any) -> Row:
+        slots = rule.slots_of(state)
+        if slots:
+            return Row.of(rule, params, argument.derivative(argument.values), state)
+        return Row(rule, [argument.values], state)
 
     def stepped_once(finish: Finish, params: Any, grads: Any, state: Any) -> Row:
-        one = row(params, grads, state)
+        one = Row.of(rule, params, grads, state)
         one.step(one.gradients, finish)
         return one
 

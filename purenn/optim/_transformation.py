@@ -30,8 +30,8 @@ class GradientTransformation(NamedTuple):
             parameters.
         stepper: ``stepper(params, grads, state, donate) -> (params, state)``, what `step` does if that is faster than
             `update` and `apply_updates`. Default: None.
-        row: ``row(params, grads, state)`` begins several steps with trees of one structure, for inner loops; see
-            `purenn.optim._row`. Default: None.
+        row: ``row(params, argument, state)`` begins several steps, for inner loops; `argument` is `params` taken apart.
+            See `purenn.optim._row`. Default: None.
     """
 
     init: Callable[[Any], Any]
