@@ -169,14 +169,16 @@ def _cross_entropy(
     logs = torch.log_softmax(scores, -1)
     each = F.nll_loss(logs.flatten(0, 1), classes.flatten(), ignore_index=ignore_index, reduction="none")
     counted = classes != ignore_index
-    shares = counted / counted.sum(1, keepdim=True, dtype=logs.dtype)
+    count = counted.sum(1, keepdim=True, dtype=logs.dtype)
 
     def pull(g: Tensor | None) -> list[Tensor | None]:
         places = classes.clamp(0, scores.shape[-1] - 1).unsqueeze(-1)
         right = torch.zeros_like(scores).scatter_(-1, places, 1)
+        # The mean of no example is NaN, and its gradient zero.
+        shares = counted / count.clamp(min=1)
         return [(logs.exp() - right) * (shares if g is None else shares * g.unsqueeze(1)).unsqueeze(-1)]
 
-    return tasks.done((each.view_as(shares) * shares).sum(1), [scores], pull, is_value=True)
+    return tasks.done((each.view_as(counted) / count).sum(1), [scores], pull, is_value=True)
 
 
 def _difference(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
