@@ -237,11 +237,13 @@ _aten = torch.ops.aten
 _relu = _of_one(torch.relu, lambda g, x, y: _aten.threshold_backward.default(g, y.detach(), 0))
 _tanh = _of_one(torch.tanh, lambda g, x, y: _aten.tanh_backward.default(g, y))
 _sigmoid = _of_one(torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward.default(g, y))
+_gelu = _of_one(F.gelu, lambda g, x, y: _aten.gelu_backward.default(g, x))
 _square = _of_one(lambda x: x * x, lambda g, x, y: x * (g + g))
 _mean = _of_one(_mean_of_each, lambda g, x, y: _beside(x, g * _share(x)).expand_as(x))
 
 _FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
+    F.gelu: _gelu,
     F.mse_loss: _mse_loss,
     F.cross_entropy: _cross_entropy,
     **dict.fromkeys((torch.sub, Tensor.sub), _difference),

@@ -64,6 +64,7 @@ ACTIVATIONS = {
     "F.sigmoid": F.sigmoid,
     "torch.sigmoid": torch.sigmoid,
     "x.sigmoid": Tensor.sigmoid,
+    "F.gelu": F.gelu,
     "torch.square": torch.square,
     "two in a row": lambda x: torch.tanh(torch.square(x)),
     "used twice": lambda x: torch.tanh(x) - torch.sigmoid(x),
@@ -127,6 +128,7 @@ def test_class_that_is_none(device: torch.device) -> None:
 
 
 OTHERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
+    "gelu by tanh": lambda p, x, y: F.mse_loss(p[1](F.gelu(p[0](x), approximate="tanh")), y),
     "an operator": lambda p, x, y: F.mse_loss(p[1](torch.relu(p[0](x)) * 2), y),
     "an activation in place": lambda p, x, y: F.mse_loss(p[1](F.relu(p[0](x), inplace=True)), y),
     "a write into a result": lambda p, x, y: F.mse_loss(p[1](torch.tanh(p[0](x).mul_(2))), y),
@@ -204,13 +206,14 @@ def test_targets_of_the_parameters(device: torch.device) -> None:
     agree(pn.meta.grad(task_loss, "sum")(w, *data), leaves(pn.meta.grad(task_loss, "loop")(w, *data)))
 
 
-def test_third_derivatives(device: torch.device) -> None:
+@pytest.mark.parametrize("name", ["F.relu", "F.gelu", "F.tanh", "F.sigmoid", "torch.square"])
+def test_third_derivatives(device: torch.device, name: str) -> None:
     """The formulas can be differentiated as often as anybody wants."""
     p, data = network(device), tasks(device)
 
     def meta_gradient(how: Any) -> Callable[[Any], Tensor]:
         def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
-            return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
+            return F.mse_loss(p[1](ACTIVATIONS[name](p[0](x))), y)
 
         grad = pn.meta.grad(pn.meta.maml(loss, SGD, 2), how)
         return lambda p: sum(leaf.square().sum() for leaf in pn.tree.leaves(grad(p, *data)))
