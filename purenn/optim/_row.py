@@ -89,7 +89,7 @@ class Row:
             direction, _ = rule.directed(TensorList(gradients), ws, (), values)
             self.columns = [list(rule.stepped(direction, ws, values).tensors)]
         else:
-            self.columns = self._each(gradients, finish or rule.stepped, values)
+            self.columns = self._each(gradients, rule.stepped if finish is None else finish, values)
         self._carried = {name: values[name] for name in rule.carried}
         self._done, self._steps = self._done + 1, self._steps + 1
 

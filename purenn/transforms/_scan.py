@@ -18,7 +18,7 @@ from purenn.transforms._program import Tracing, current_tracing, tracing_for, wr
 from purenn.transforms._remat import remat as rematerialised
 from purenn.transforms._scan_op import scan_tensors
 from purenn.tree._checks import require_function
-from purenn.tree._walk import Structure, flatten, quoted, short, unflatten
+from purenn.tree._walk import Structure, flatten, quoted, same_structure, short, unflatten
 
 C = TypeVar("C")
 Body = Callable[[C, Any], tuple[C, Any]]
@@ -97,7 +97,7 @@ def scan(
 
 
 def _require_same_kind(one: tuple[list[Any], Any], other: tuple[list[Any], Any]) -> None:
-    if one[1] != other[1] or not all(map(is_alike, one[0], other[0])):
+    if not same_structure(one[1], other[1]) or not all(map(is_alike, one[0], other[0])):
         first, second = (unflatten(spec, values) for values, spec in (one, other))
         require_alike("scan", first, second, "that of its first step", "what the body collects")
 

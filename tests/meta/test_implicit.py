@@ -105,7 +105,15 @@ def test_ridge_regression(device: torch.device, condition: str) -> None:
         assert pn.tree.allclose(TRANSFORMED[name](cubes(solve), *args), right, rtol=1e-8, atol=1e-9), name
 
 
-@pytest.mark.parametrize("name", TRANSFORMED)
+def refused_by_old_compilers(name: str) -> Any:
+    """In torch 2.11 they lose the strides of forward derivatives of torch.linalg.solve, of which `ridge` is made."""
+    old = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 13)
+    return pytest.param(name, marks=pytest.mark.skipif(old, reason="torch's compilers lose strides"))
+
+
+@pytest.mark.parametrize(
+    "name", [refused_by_old_compilers(name) if name == "jit of hessian" else name for name in TRANSFORMED]
+)
 def test_under_every_transformation(device: torch.device, name: str) -> None:
     """Derivatives to the second order, batched, nested and compiled, are those of the closed form."""
     args = data(device)

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import purenn as pn
 from purenn.layers import Conv2d, Dropout, Embedding, Flatten, LayerNorm, Linear, ReLU, Sequential, dropout
@@ -314,6 +315,25 @@ def test_gram_between_records(device: torch.device) -> None:
     mine, theirs = pn.per_sample.record(loss, p, (x[:4], y[:4])), pn.per_sample.record(loss, p, (x[4:], y[4:]))
     gradients = rows(by_vmap(p, x, y))
     assert same(mine.gram(theirs), gradients[:4] @ gradients[4:].T)
+
+
+def test_products_of_a_gram_matrix(device: torch.device) -> None:
+    """A bias takes the inner products that its weight has needed: two products of matrices for each layer, no third."""
+
+    class Products(TorchDispatchMode):
+        count = 0
+
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.bmm.default)
+            return func(*args, **(kwargs or {}))
+
+    p, (x, y) = pn.models.MLP.init(pn.random.key(0, device), 4, (30, 20), 10, dtype=D), data(device)
+    record = pn.per_sample.record(loss, p, (x, y))
+    with Products() as seen:
+        found = record.gram()
+    assert seen.count == 2 * 3
+    gradients = rows(by_vmap(p, x, y))
+    assert same(found, gradients @ gradients.T)
 
 
 def test_kronecker_factors(device: torch.device) -> None:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from purenn.transforms.per_sample._outer import Outer
-from purenn.transforms.per_sample._part import Part, root
+from purenn.transforms.per_sample._part import Part, Products, root
 
 
 class Grouped(Part):
@@ -33,7 +33,7 @@ class Grouped(Part):
     def ghost_norms(self) -> Tensor:
         """From the inner products of the unit's rows."""
         same = self.units[:, None] == self.units[None, :]
-        products = self.inner.gram(self.inner).masked_fill(~same, 0).sum(1)
+        products = self.inner.gram(self.inner, Products()).masked_fill(~same, 0).sum(1)
         return root(products.new_zeros(self.examples).index_add(0, self.units, products))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from purenn.transforms.per_sample._part import Part, cast, root
+from purenn.transforms.per_sample._part import Part, Products, cast, root
 
 #: Multiplications and additions in the time in which one number of a gradient is written and read twice, on a CPU.
 _OPERATIONS_A_NUMBER = 64
@@ -144,10 +144,13 @@ class Outer(Part):
         ones = left.new_ones(self.examples)
         return Outer(left.square(), right.square(), self.lead, self.shape, self.split, self.order).summed(ones)
 
-    def gram(self, other: Part) -> Tensor:
+    def gram(self, other: Part, products: Products) -> Tensor:
         """As norms, between different examples."""
         if not isinstance(other, Outer) or self._is_made(other) or not self._is_gram_ghost(other):
-            return super().gram(other)
+            return super().gram(other, products)
+        if self.lead[1:] == other.lead[1:] == (1, 1):
+            rows, their_rows = (_flat(part.sides[1]) for part in (self, other))
+            return (rows @ their_rows.T).mul_(products.between(_flat(self.sides[0]), _flat(other.sides[0])))
         left, right, their_left, their_right = self.left, self.right, other.left, other.right
         total = None
         for k in range(self.lead[1]):

@@ -135,8 +135,13 @@ class Part:
         """The sum over the examples of the squares of all elements."""
         return _total(made.square().sum(0) for _, _, made in self._slices())
 
-    def gram(self, other: "Part") -> Tensor:
-        """The inner products with the gradients of another part, ``[examples, other's examples]``."""
+    def gram(self, other: "Part", products: "Products") -> Tensor:
+        """The inner products with the gradients of another part, ``[examples, other's examples]``.
+
+        Args:
+            other: of the same parameter.
+            products: those that other parts have needed.
+        """
         return torch.cat(
             [
                 torch.cat([rows(mine) @ rows(theirs).T for _, _, theirs in other._slices()], 1)
@@ -182,6 +187,13 @@ class Small(Materialised):
         """By the shorter way, if there is one."""
         return super().norms(budget) if self._norms is None else self._norms()
 
+    def gram(self, other: Part, products: "Products") -> Tensor:
+        """By one product, which the part of a matrix may have needed."""
+        mine, theirs = self.kept, other.kept
+        if mine is None or theirs is None or not isinstance(other, Small):
+            return super().gram(other, products)
+        return products.between(rows(mine), rows(theirs))
+
 
 class Later(Small):
     """The same, made when they are asked for.
@@ -201,6 +213,19 @@ class Later(Small):
         assert self._make is not None
         made, self._make = cast(self._make(), self._dtype), None
         return made
+
+
+class Products:
+    """Inner products of rows; the last ones are remembered, for a bias that comes after its matrix."""
+
+    def __init__(self) -> None:
+        self._last: tuple[Tensor, Tensor, Tensor] | None = None
+
+    def between(self, one: Tensor, other: Tensor) -> Tensor:
+        """``[n, m]`` of ``[n, size]`` and ``[m, size]``, which nobody may write to."""
+        if self._last is None or self._last[0] is not one or self._last[1] is not other:
+            self._last = one, other, one @ other.T
+        return self._last[2]
 
 
 def cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from purenn.transforms.per_sample._handle import Node
-from purenn.transforms.per_sample._part import Budget, Part
+from purenn.transforms.per_sample._part import Budget, Part, Products
 
 
 class Pulled(Part):
@@ -52,11 +52,11 @@ class Pulled(Part):
         """Those of the view."""
         return self.inner.norms(budget) if self.keeps_norms else super().norms(budget)
 
-    def gram(self, other: Part) -> Tensor:
+    def gram(self, other: Part, products: Products) -> Tensor:
         """That of the view, if it is the same one."""
         if self.keeps_norms and isinstance(other, Pulled) and other.keeps_norms and other.place == self.place:
-            return self.inner.gram(other.inner)
-        return super().gram(other)
+            return self.inner.gram(other.inner, products)
+        return super().gram(other, products)
 
     def _pull(self, gradient: Tensor, *, is_batched: bool) -> Tensor:
         with torch.enable_grad():

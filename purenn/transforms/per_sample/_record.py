@@ -12,7 +12,7 @@ from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._engine import NAME, Recorded
 from purenn.transforms.per_sample._explain import Explanation, explained
 from purenn.transforms.per_sample._kronecker import KroneckerFactors, factors_of
-from purenn.transforms.per_sample._part import Budget, cast, together
+from purenn.transforms.per_sample._part import Budget, Products, cast, together
 from purenn.tree._walk import short
 
 P = TypeVar("P")
@@ -259,8 +259,9 @@ def _products(mine: Recorded, theirs: Recorded) -> Tensor:
             f"{NAME}: gram takes records of the same parameters, but {path!r} is {one.get(path, 'absent')} in one and "
             f"{other.get(path, 'absent')} in the other."
         )
-    total = mine.losses.new_zeros(len(mine.losses), len(theirs.losses))
+    products, total, dtype = Products(), None, mine.losses.dtype
     for (_, _, one), (_, _, other) in zip(mine.named, theirs.named, strict=True):
         if one is not None and other is not None:
-            total = total + cast(one.gram(other), total.dtype)
-    return total
+            found = cast(one.gram(other, products), dtype)
+            total = found if total is None else total + found
+    return mine.losses.new_zeros(len(mine.losses), len(theirs.losses)) if total is None else total
