@@ -54,6 +54,6 @@ def steps_in_a_row(
             private=number > numbers[0],
         )
         totals.append(total)
-        row.step(gradients, plain=True)
+        row.step(gradients)
     row.columns = [examples.into(column) for column in row.columns]
     return (argument.rebuilt(row.columns[0]), row.state()), examples.into([torch.stack(totals, -1)])[0]

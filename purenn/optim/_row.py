@@ -1,6 +1,5 @@
 """Several steps of an optimiser in a row."""
 
-import functools
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +8,6 @@ from torch import Tensor
 
 from purenn.optim._aligned import Aligned
 from purenn.optim._hyperparameters import Values, as_number, on_device
-from purenn.optim._tensor_list import TensorList
 from purenn.tree import replace
 
 if TYPE_CHECKING:
@@ -67,41 +65,21 @@ class Row:
         assert self._found is not None
         return self._found
 
-    @functools.cached_property
-    def _in_lists(self) -> bool:
-        # Whether torch's kernels for lists make the steps as `Rule.apply` does.
-        kinds = {(leaf.dtype, leaf.device) for leaf in self.columns[0]}
-        return self.together and len(self.columns) == len(kinds) == 1 and not next(iter(kinds))[0].is_complex
-
-    def step(self, gradients: Sequence[Tensor], finish: Finish | None = None, *, plain: bool = False) -> None:
-        """One more step by some gradients.
-
-        Args:
-            gradients: a list like the first of the columns.
-            finish: makes the new parameters. Default: the rule's own way.
-            plain: whether all are tensors that no transformation has wrapped, so that kernels for lists take them.
-                Default: False.
-        """
-        rule = self._rule
+    def step(self, gradients: Sequence[Tensor], finish: Finish | None = None) -> None:
+        """One more step by some gradients; `finish` makes new parameters if it is not given."""
+        rule, columns = self._rule, [gradients, *self.columns]
+        finish = rule.stepped if finish is None else finish
         values = rule.values(self._done, self._carried)
-        if plain and self._in_lists:
-            ws = TensorList(self.columns[0])
-            direction, _ = rule.directed(TensorList(gradients), ws, (), values)
-            self.columns = [list(rule.stepped(direction, ws, values).tensors)]
-        else:
-            self.columns = self._each(gradients, rule.stepped if finish is None else finish, values)
-        self._carried = {name: values[name] for name in rule.carried}
-        self._done, self._steps = self._done + 1, self._steps + 1
-
-    def _each(self, gradients: Sequence[Tensor], finish: Finish, values: Values) -> list[list[Tensor]]:
         placed: dict[torch.device, Values] = {}
         rows = []
-        for g, w, *slots in zip(gradients, *self.columns, strict=True):
+        for g, w, *slots in zip(*columns, strict=True):
             device = w.device
             if device not in placed:
                 placed[device] = on_device(values, device)
-            rows.append(self._rule.apply(finish, g, w, slots, placed[device]))
-        return [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self.columns]
+            rows.append(rule.apply(finish, g, w, slots, placed[device]))
+        self.columns = [list(column) for column in zip(*rows, strict=True)] or [[] for _ in self.columns]
+        self._carried = {name: values[name] for name in rule.carried}
+        self._done, self._steps = self._done + 1, self._steps + 1
 
     def updates(self) -> Any:
         """The first of the columns as a tree of updates."""
