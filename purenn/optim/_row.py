@@ -32,7 +32,7 @@ class Row:
             rule: the rule.
             columns: see `Row`.
             state: the optimiser's.
-            found: the trees of which the leaves are; not needed by a rule without slots if nobody asks for `params`.
+            found: the trees of which the leaves are. A rule without slots needs none, but for `params` and `updates`.
         """
         self.columns = columns
         self._rule, self._state, self._found, self._steps = rule, state, found, 0

@@ -126,8 +126,9 @@ def _linear(tasks: AtOnce, input: Any, weight: Any, bias: Any = None) -> Tensor 
     output = torch.bmm(rows, turned) if bias is None else torch.baddbmm(given[2].unsqueeze(1), rows, turned)
 
     def pull(g: Tensor) -> list[Tensor | None]:
-        found = [torch.bmm(g, matrices) if rows.requires_grad else None, torch.bmm(g.mT, rows)]
-        return found if bias is None else [*found, g.sum(1)]
+        of_rows = torch.bmm(g, matrices) if rows.requires_grad else None
+        of_matrices = torch.bmm(g.mT, rows) if matrices.requires_grad else None
+        return [of_rows, of_matrices] if bias is None else [of_rows, of_matrices, g.sum(1)]
 
     return tasks.done(output, given, pull)
 
