@@ -16,6 +16,8 @@ from torch._C import _DisableFuncTorch
 from torch._C._functorch import _add_batch_dim, _remove_batch_dim, is_batchedtensor, maybe_current_level
 from torch.overrides import TorchFunctionMode
 
+from purenn.transforms._cross_entropy import cross_entropies
+
 # ``pull(cotangent) -> gradients`` by each of the inputs of a function; None where none is asked for.
 Pull = Callable[[Any], Sequence[Any]]
 
@@ -150,36 +152,24 @@ def _mse_loss(
     return tasks.done(_mean_of_each(errors * errors), given, pull, is_value=True)
 
 
-def _cross_entropy(
-    tasks: AtOnce,
-    input: Any,
-    target: Any,
-    weight: Any = None,
-    size_average: Any = None,
-    ignore_index: int = -100,
-    reduce: Any = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor | None:
-    if weight is not None or size_average is not None or reduce is not None or label_smoothing or reduction != "mean":
-        return None
-    given = tasks.of_all(input, target)
-    if given is None or given[0].dim() != 3 or given[0].shape[:2] != given[1].shape:
+def _cross_entropy(tasks: AtOnce, input: Any, target: Any, **options: Any) -> Tensor | None:
+    given = tasks.of_all(input, target) if options.get("reduction", "mean") == "mean" else None
+    if given is None or given[0].dim() != 3:
         return None
     scores, classes = given
-    logs = torch.log_softmax(scores, -1)
-    each = F.nll_loss(logs.flatten(0, 1), classes.flatten(), ignore_index=ignore_index, reduction="none")
-    counted = classes != ignore_index
-    count = counted.sum(1, keepdim=True, dtype=logs.dtype)
+    value = cross_entropies(scores, classes, options)
+    if value is None:
+        return None
 
     def pull(g: Tensor | None) -> list[Tensor | None]:
         places = classes.clamp(0, scores.shape[-1] - 1).unsqueeze(-1)
         right = torch.zeros_like(scores).scatter_(-1, places, 1)
+        counted = classes != options.get("ignore_index", -100)
         # The mean of no example is NaN, and its gradient zero.
-        shares = counted / count.clamp(min=1)
-        return [(logs.exp() - right) * (shares if g is None else shares * g.unsqueeze(1)).unsqueeze(-1)]
+        shares = counted / counted.sum(1, keepdim=True, dtype=scores.dtype).clamp(min=1)
+        return [(scores.softmax(-1) - right) * (shares if g is None else shares * g.unsqueeze(1)).unsqueeze(-1)]
 
-    return tasks.done((each.view_as(counted) / count).sum(1), [scores], pull, is_value=True)
+    return tasks.done(value, [scores], pull, is_value=True)
 
 
 def _difference(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
