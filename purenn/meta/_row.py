@@ -47,13 +47,18 @@ def steps_in_a_row(
     totals = []
     for number in numbers:
         args = data(number)
-        total, _, gradients = examples.value_and_grad(
+        rate = row.rate()
+        total, _, found = examples.value_and_grad(
             "inner_loop",
             lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
             row.columns[0],
             private=number > numbers[0],
+            rate=rate,
         )
         totals.append(total)
-        row.step(gradients)
+        if rate is None:
+            row.step(found)
+        else:
+            row.went(found)
     row.columns = [examples.into(column) for column in row.columns]
     return (argument.rebuilt(row.columns[0]), row.state()), examples.into([torch.stack(totals, -1)])[0]

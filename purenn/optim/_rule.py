@@ -59,6 +59,7 @@ class Rule:
         decay: what weight decay is: "coupled" (added to the gradient), "decoupled" (from the parameter, times the
             learning rate), or the rule's "own" business.
         maximize: whether to go uphill.
+        plain: whether the direction is the gradient itself.
         hyperparameters: ``rate`` and the others, by name.
     """
 
@@ -76,6 +77,7 @@ class Rule:
     kernel_devices: tuple[str, ...] = ("cpu", "cuda")
     decay: str = COUPLED
     maximize: bool = False
+    plain: bool = False
 
     @property
     def decays(self) -> bool:

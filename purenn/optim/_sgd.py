@@ -95,6 +95,7 @@ def sgd(
             scalars=scalars,
             kernel=kernel,
             maximize=maximize,
+            plain=not moves,
         )
     )
 

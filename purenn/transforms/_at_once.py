@@ -1,9 +1,10 @@
-"""Functions of many tasks at once: in the operations of ordinary tensors, and with their gradients in formulas.
+"""Functions of many tasks at once: in the operations of ordinary tensors, and with their derivatives in formulas.
 
 Under a vmap over tasks whose parameters are all stacked, vmap makes a product and several views of every layer, and the
 gradients that plain autograd records of them are made of twice as many. Here both are written out for stacked tensors.
-Where a loss consists of these functions alone, its gradient is taken by the formulas, which record a smaller graph for
-the next derivative. Where it does not, autograd takes it, of the same results.
+Where a loss consists of these functions alone, its gradient is taken by the formulas. Its own derivative, a product
+with the Hessian, is then the forward derivative of the gradient: fewer operations than to differentiate each of those
+that the gradient is made of. Where a loss does anything else, autograd takes its gradient, of the same results.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,30 +15,62 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C import _DisableFuncTorch
 from torch._C._functorch import _add_batch_dim, _remove_batch_dim, is_batchedtensor, maybe_current_level
+from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
+from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 
+from purenn.transforms._at_once_rules import (
+    GELU,
+    RELU,
+    SIGMOID,
+    SQUARE,
+    TANH,
+    CrossEntropies,
+    Difference,
+    Kind,
+    Linear,
+    Mean,
+    OfNumbers,
+    Rule,
+    Some,
+    SquaredErrors,
+    mean_of_each,
+    plus_product,
+    product,
+)
 from purenn.transforms._cross_entropy import cross_entropies
-
-# ``pull(cotangent) -> gradients`` by each of the inputs of a function; None where none is asked for.
-Pull = Callable[[Any], Sequence[Any]]
 
 
 class _Call(NamedTuple):
     """A call of one of the functions.
 
     Attributes:
-        output: its result.
-        version: of the result; it has been written into since if that has changed.
         places: for each input the place of its gradient; None if it does not depend on the leaves.
-        pull: see `Pull`.
-        is_value: whether the result is one number for each task, and `pull` takes None for cotangents of 1.
+        rule: its derivatives.
+        is_value: whether the result is one number for each task.
+        needed: what the rule keeps.
+        versions: of that.
     """
 
-    output: Tensor
-    version: int
     places: list[int | None]
-    pull: Pull
+    rule: Rule
     is_value: bool
+    needed: list[Tensor]
+    versions: list[int]
+
+    def is_written(self) -> bool:
+        """Whether something that the rule keeps has been written into."""
+        return [x._version for x in self.needed] != self.versions
+
+    def of(self, entries: Sequence[Some]) -> list[Some]:
+        """Those of the inputs."""
+        return [None if place is None else entries[place] for place in self.places]
+
+    def put(self, entries: list[Some], new: Sequence[Some]) -> None:
+        """Replace them."""
+        for place, entry in zip(self.places, new, strict=True):
+            if place is not None:
+                entries[place] = entry
 
 
 class AtOnce(TorchFunctionMode):
@@ -51,8 +84,11 @@ class AtOnce(TorchFunctionMode):
 
     def __init__(self, level: int, size: int, leaves: Sequence[Tensor] = ()) -> None:
         super().__init__()
-        self._level, self._size, self._count = level, size, len(leaves)
+        self._level, self._size, self._leaves = level, size, leaves
+        # The leaves and the results of the calls, whose places and versions are known.
+        self._values = list(leaves)
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
+        self._versions = [leaf._version for leaf in leaves]
         self._calls: list[_Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
@@ -73,66 +109,148 @@ class AtOnce(TorchFunctionMode):
             found.append(_remove_batch_dim(tensor, level, size, 0))
         return found
 
-    def done(self, output: Tensor, inputs: Sequence[Tensor], pull: Pull, *, is_value: bool = False) -> Tensor:
+    def done(self, output: Tensor, inputs: Sequence[Tensor], rule: Rule, *, is_value: bool = False) -> Tensor:
         """The result of a function as that of one task; for the arguments see `_Call`."""
-        if self._count and output.requires_grad:
+        if self._leaves and output.requires_grad:
             known, places, dtype = self._places, [], output.dtype
             for given in inputs:
-                place = known.get(id(given)) if given.requires_grad else None
-                # What requires grad and is not known may depend on the leaves in a way that only autograd knows.
-                if (place is None and given.requires_grad) or given.dtype is not dtype or dtype.is_complex:
+                place = None
+                if given.requires_grad:
+                    # What is not known may depend on the leaves in a way that only autograd knows.
+                    place = known.get(id(given))
+                    if place is None or place in places or given._version != self._versions[place]:
+                        break
+                if given.dtype is not dtype or dtype.is_complex:
                     break
                 places.append(place)
             else:
-                known[id(output)] = self._count + len(self._calls)
-                self._calls.append(_Call(output, output._version, places, pull, is_value))
+                known[id(output)] = len(self._values)
+                self._values.append(output)
+                self._versions.append(output._version)
+                needed = [x for x in rule if isinstance(x, Tensor)]
+                self._calls.append(_Call(places, rule, is_value, needed, [x._version for x in needed]))
         return _add_batch_dim(output, 0, self._level)
 
-    def gradients(self, total: Tensor, *, recorded: bool) -> list[Tensor | None] | None:
+    def gradients(self, total: Tensor, *, recorded: bool, rate: float | None = None) -> Sequence[Some] | None:
         """The gradients of the sum of all tasks' values, None for leaves that it does not depend on.
 
         Args:
             total: the values of all tasks.
             recorded: whether the gradients can be differentiated.
+            rate: if given, not the gradients are returned, but the leaves less this multiple of them. Default: None.
 
         Returns:
             None where not all that leads from the leaves to the values is known.
         """
-        last, count = self._places.get(id(total), -1), self._count
-        if last < count:
+        place, count = self._places.get(id(total), -1), len(self._leaves)
+        if place < count or total._version != self._versions[place]:
             return None
-        found: list[Tensor | None] = [None] * (last + 1)
-        with _DisableFuncTorch(), torch.set_grad_enabled(recorded):
-            for place in range(last, count - 1, -1):
-                output, version, places, pull, is_value = self._calls[place - count]
-                if output._version != version:
-                    return None
-                cotangent = found[place]
-                if place == last:
-                    cotangent = None if is_value else torch.ones_like(total)
-                elif cotangent is None:
-                    continue
-                for below, gradient in zip(places, pull(cotangent), strict=True):
-                    if below is not None:
-                        before = found[below]
-                        found[below] = gradient if before is None else before + gradient
-        return found[:count]
+        calls, scale = self._calls[: place + 1 - count], 1.0 if rate is None else -rate
+        loss = _Loss(self._leaves, calls, scale if calls[-1].is_value else torch.full_like(total, scale), rate)
+        if loss.is_written():
+            return None
+        with temporarily_clear_interpreter_stack():
+            with torch.no_grad():
+                found, cotangents = loss.gradients()
+            if not recorded:
+                return found
+            # Apart, since what belongs to the graph of the gradients must not hold them.
+            return _Gradients.apply(loss, cotangents, found, *self._leaves)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class _Loss(NamedTuple):
+    """The calls that lead from some leaves to a value.
+
+    Attributes:
+        leaves: the leaves.
+        calls: the calls, the last of which gives the value.
+        top: the gradient by the value.
+        rate: see `AtOnce.gradients`.
+    """
+
+    leaves: Sequence[Tensor]
+    calls: list[_Call]
+    top: Any
+    rate: float | None
+
+    def is_written(self) -> bool:
+        """Whether something that the derivatives need has been written into."""
+        return any([call.is_written() for call in self.calls])  # noqa: C419
+
+    def gradients(self) -> tuple[list[Some], list[Any]]:
+        """What `AtOnce.gradients` returns, and what `changes` needs of the gradients by the results of all calls."""
+        calls = self.calls
+        needed: list[Any] = [None] * len(calls)
+        found = self._start(self.leaves)
+        found[-1] = self.top
+        for number in range(len(calls) - 1, -1, -1):
+            call, g = calls[number], found.pop()
+            if g is not None:
+                needed[number] = g if call.rule.bends else 1.0
+                call.put(found, call.rule.pull(g, call.of(found)))
+        return [None if x is leaf else x for x, leaf in zip(found, self.leaves, strict=True)], needed
+
+    def changes(self, cotangents: Sequence[Any], tangents: Sequence[Some]) -> list[Some]:
+        """The changes of the gradients along tangents of the leaves, which are the same as gradients by the leaves.
+
+        Args:
+            cotangents: what `gradients` says is needed.
+            tangents: those of the leaves.
+        """
+        calls = self.calls
+        along: list[Some] = [*tangents]
+        for call, g in zip(calls[:-1], cotangents, strict=False):
+            along.append(None if g is None else call.rule.push(call.of(along)))
+        found = self._start(tangents)
+        for number in range(len(calls) - 1, -1, -1):
+            call, g, change = calls[number], cotangents[number], found.pop()
+            if g is not None:
+                call.put(found, call.rule.turn(g, change, call.of(along), call.of(found)))
+        return found
+
+    def _start(self, leaves: Sequence[Some]) -> list[Any]:
+        return [*([None] * len(leaves) if self.rate is None else leaves), *[None] * len(self.calls)]
+
+
+class _Gradients(_SingleLevelFunction):
+    """The gradients of a loss, or the leaves after a step; their derivatives are products with the Hessian."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: _Loss, cotangents: list[Any], found: list[Some], *leaves: Tensor) -> tuple[Some, ...]:
+        """What has been found."""
+        ctx.loss, ctx.cotangents = loss, cotangents
+        ctx.set_materialize_grads(False)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Some) -> tuple[Any, ...]:
+        """The products."""
+        loss: _Loss = ctx.loss
+        if loss.is_written():
+            raise RuntimeError(
+                "one of the variables needed for gradient computation has been modified by an inplace operation"
+            )
+        if not torch.is_grad_enabled():
+            return None, None, None, *loss.changes(ctx.cotangents, tangents)
+        # A third derivative is asked for: by autograd, of what the gradients are made of.
+        pairs = [
+            (root, tangent)
+            for root, tangent in zip(loss.gradients()[0], tangents, strict=True)
+            if root is not None and root.requires_grad and tangent is not None
+        ]
+        roots, given = [root for root, _ in pairs], [tangent for _, tangent in pairs]
+        found = torch.autograd.grad(roots, loss.leaves, given, create_graph=True, allow_unused=True)
+        return None, None, None, *found
 
 
 def _linear(tasks: AtOnce, input: Any, weight: Any, bias: Any = None) -> Tensor | None:
     given = tasks.of_all(input, weight) if bias is None else tasks.of_all(input, weight, bias)
-    if given is None or not given[0].dim() == given[1].dim() == 3:
+    if given is None or not _are_layers(*given) or torch.is_autocast_enabled(given[0].device.type):
         return None
-    rows, matrices = given[:2]
+    rows, matrices, *biases = given
     turned = matrices.mT
-    output = torch.bmm(rows, turned) if bias is None else torch.baddbmm(given[2].unsqueeze(1), rows, turned)
-
-    def pull(g: Tensor) -> list[Tensor | None]:
-        of_rows = torch.bmm(g, matrices) if rows.requires_grad else None
-        of_matrices = torch.bmm(g.mT, rows) if matrices.requires_grad else None
-        return [of_rows, of_matrices] if bias is None else [of_rows, of_matrices, g.sum(1)]
-
-    return tasks.done(output, given, pull)
+    output = plus_product(biases[0].unsqueeze(1), rows, turned) if biases else product(rows, turned)
+    return tasks.done(output, given, Linear(rows, matrices, bool(biases)))
 
 
 def _mse_loss(
@@ -143,13 +261,9 @@ def _mse_loss(
     given = tasks.of_all(input, target)
     if given is None or not _has_numbers(given[0]) or not _are_alike(*given):
         return None
-    errors, share = torch.sub(*given), _share(given[0])
-
-    def pull(g: Tensor | None) -> list[Tensor | None]:
-        gradient = errors * (2 * share if g is None else _beside(errors, g * (2 * share)))
-        return [gradient, -gradient if given[1].requires_grad else None]
-
-    return tasks.done(_mean_of_each(errors * errors), given, pull, is_value=True)
+    errors = torch.sub(*given)
+    rule = SquaredErrors(errors, given[1].requires_grad)
+    return tasks.done(mean_of_each(errors * errors), given, rule, is_value=True)
 
 
 def _cross_entropy(tasks: AtOnce, input: Any, target: Any, **options: Any) -> Tensor | None:
@@ -160,42 +274,46 @@ def _cross_entropy(tasks: AtOnce, input: Any, target: Any, **options: Any) -> Te
     value = cross_entropies(scores, classes, options)
     if value is None:
         return None
-
-    def pull(g: Tensor | None) -> list[Tensor | None]:
-        places = classes.clamp(0, scores.shape[-1] - 1).unsqueeze(-1)
-        right = torch.zeros_like(scores).scatter_(-1, places, 1)
-        counted = classes != options.get("ignore_index", -100)
-        # The mean of no example is NaN, and its gradient zero.
-        shares = counted / counted.sum(1, keepdim=True, dtype=scores.dtype).clamp(min=1)
-        return [(scores.softmax(-1) - right) * (shares if g is None else shares * g.unsqueeze(1)).unsqueeze(-1)]
-
-    return tasks.done(value, [scores], pull, is_value=True)
+    counted = classes != options.get("ignore_index", -100)
+    # The mean of no example is NaN, and its gradient zero.
+    shares = counted / counted.sum(1, keepdim=True, dtype=scores.dtype).clamp(min=1)
+    return tasks.done(value, [scores], CrossEntropies(scores, classes, shares), is_value=True)
 
 
 def _difference(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
     given = None if len(args) != 2 or options else tasks.of_all(*args)
     if given is None or not _are_alike(*given):
         return None
-    return tasks.done(torch.sub(*given), given, lambda g: [g, -g if given[1].requires_grad else None])
+    return tasks.done(torch.sub(*given), given, Difference(given[1].requires_grad))
+
+
+def _mean(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
+    given = tasks.of_all(*args) if len(args) == 1 and not options else None
+    if given is None or not _has_numbers(given[0]):
+        return None
+    return tasks.done(mean_of_each(given[0]), given, Mean(given[0].shape))
 
 
 def _power(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
     return _square(tasks, args[0], **options) if len(args) == 2 and type(args[1]) is int and args[1] == 2 else None
 
 
-def _of_one(
-    function: Callable[[Tensor], Tensor], gradient: Callable[[Tensor, Tensor, Tensor], Tensor]
-) -> Callable[..., Tensor | None]:
-    # Of a function of a single tensor, and ``gradient(cotangent, input, output)``.
+def _of_numbers(kind: Kind) -> Callable[..., Tensor | None]:
     def computed(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
         given = tasks.of_all(*args) if len(args) == 1 and options in ({}, {"inplace": False}) else None
         if given is None or not _has_numbers(given[0]):
             return None
-        (x,) = given
-        output = function(x)
-        return tasks.done(output, given, lambda g: [gradient(g, x, output)])
+        output = kind.function(given[0])
+        return tasks.done(output, given, OfNumbers(kind, output if kind.by_result else given[0]))
 
     return computed
+
+
+def _are_layers(rows: Tensor, matrices: Tensor, *biases: Tensor) -> bool:
+    # Anything else may be an error, and torch says of what.
+    if not rows.dim() == matrices.dim() == 3 or rows.size(2) != matrices.size(2):
+        return False
+    return rows.dtype is matrices.dtype and (not biases or biases[0].shape == matrices.shape[:2])
 
 
 def _are_alike(x: Tensor, y: Tensor) -> bool:
@@ -207,41 +325,18 @@ def _has_numbers(x: Tensor) -> bool:
     return x.dim() > 1 and x.numel() > 0 and x.is_floating_point()
 
 
-def _share(x: Tensor) -> float:
-    # What each of a task's numbers adds to its mean.
-    return x.shape[0] / x.numel()
-
-
-def _mean_of_each(x: Tensor) -> Tensor:
-    axes = tuple(range(1, x.dim()))
-    # The sum of half-precision numbers may be too large for one.
-    return x.mean(axes) if x.dtype is torch.float16 else x.sum(axes) * _share(x)
-
-
-def _beside(x: Tensor, numbers: Tensor) -> Tensor:
-    # One number for each task, with axes of length one.
-    return numbers.reshape(-1, *[1] * (x.dim() - 1))
-
-
-_aten = torch.ops.aten
-# Torch's own gradient has one by the result, of zeros.
-_relu = _of_one(torch.relu, lambda g, x, y: _aten.threshold_backward.default(g, y.detach(), 0))
-_tanh = _of_one(torch.tanh, lambda g, x, y: _aten.tanh_backward.default(g, y))
-_sigmoid = _of_one(torch.sigmoid, lambda g, x, y: _aten.sigmoid_backward.default(g, y))
-_gelu = _of_one(F.gelu, lambda g, x, y: _aten.gelu_backward.default(g, x))
-_square = _of_one(lambda x: x * x, lambda g, x, y: x * (g + g))
-_mean = _of_one(_mean_of_each, lambda g, x, y: _beside(x, g * _share(x)).expand_as(x))
+_square = _of_numbers(SQUARE)
 
 _FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     F.linear: _linear,
-    F.gelu: _gelu,
+    F.gelu: _of_numbers(GELU),
     F.mse_loss: _mse_loss,
     F.cross_entropy: _cross_entropy,
     **dict.fromkeys((torch.sub, Tensor.sub), _difference),
     **dict.fromkeys((torch.square, Tensor.square), _square),
     **dict.fromkeys((torch.pow, Tensor.pow, Tensor.__pow__), _power),
     **dict.fromkeys((torch.mean, Tensor.mean), _mean),
-    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _relu),
-    **dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), _tanh),
-    **dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), _sigmoid),
+    **dict.fromkeys((F.relu, torch.relu, Tensor.relu), _of_numbers(RELU)),
+    **dict.fromkeys((F.tanh, torch.tanh, Tensor.tanh), _of_numbers(TANH)),
+    **dict.fromkeys((F.sigmoid, torch.sigmoid, Tensor.sigmoid), _of_numbers(SIGMOID)),
 }

@@ -155,6 +155,7 @@ class Examples:
         has_aux: bool = False,
         *,
         private: bool = False,
+        rate: float | None = None,
     ) -> tuple[Tensor, Any, list[Tensor]]:
         """As `nested_value_and_grad`, by the tensors of all tasks, and with their values.
 
@@ -164,6 +165,7 @@ class Examples:
             given: the tensors of all tasks.
             has_aux: whether the function has an auxiliary output.
             private: whether nobody else has these tensors, so that they need no views. Default: False.
+            rate: if given, not the gradients are returned, but the tensors less this multiple of them. Default: None.
         """
         recorded = not is_alone()
         with torch.enable_grad():
@@ -176,12 +178,16 @@ class Examples:
             if [leaf._version for leaf in leaves] != before:
                 wrong, fix = WRITTEN
                 raise MutationError(f"{name}: {wrong}. {fix}")
-            found = known.gradients(total, recorded=recorded) if known else None
+            found = known.gradients(total, recorded=recorded, rate=rate) if known else None
             if found is None:
                 roots = [total] if total.requires_grad else []
                 gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
-            else:
+                if rate is not None:
+                    gradients = [torch.add(x, g, alpha=-rate) for x, g in zip(leaves, gradients, strict=True)]
+            elif rate is None:
                 gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+            else:
+                gradients = [x if after is None else after for x, after in zip(leaves, found, strict=True)]
         if not recorded:
             total, aux = total.detach(), detached(aux)
         return total, aux, gradients

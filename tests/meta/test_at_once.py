@@ -10,6 +10,7 @@ from _meta_references import DOUBLE, agree, leaves, tasks
 from torch import Tensor
 
 import purenn as pn
+from purenn.errors import MutationError
 from purenn.layers import Linear, Sequential
 from purenn.transforms import _nested
 
@@ -76,6 +77,7 @@ ERRORS = {
     "pow": lambda x, y: torch.mean(torch.sub(x, y).pow(2)),
     "both": lambda x, y: F.mse_loss(y - x, x - y),
     "further": lambda x, y: torch.tanh(torch.square(x - y)).mean(),
+    "of errors": lambda x, y: F.mse_loss(torch.square(x - y), y),
 }
 
 
@@ -99,6 +101,47 @@ def test_errors(device: torch.device, name: str) -> None:
         network(device),
         tasks(device),
     )
+
+
+@pytest.mark.usefixtures("by_formulas")
+def test_single_features(device: torch.device) -> None:
+    """And of layers with a single input, whose products are no sums."""
+    one, two, three = pn.random.split(pn.random.key(0, device), 3)
+    p = (
+        Linear.init(one, 1, 3, dtype=DOUBLE),
+        Linear.init(two, 3, 1, dtype=DOUBLE),
+        Linear.init(three, 1, 1, dtype=DOUBLE),
+    )
+    both_ways(lambda p, x, y: F.mse_loss(p[2](torch.tanh(p[1](torch.tanh(p[0](x[:, :1]))))), y), p, tasks(device))
+
+
+STEPS = {
+    "by a number": SGD,
+    "of length one": pn.optim.sgd(1),
+    "by a schedule": pn.optim.sgd(lambda done: 0.1 / (1 + done)),
+    "by a tensor": pn.optim.sgd(torch.tensor(0.1)),
+    "uphill": pn.optim.sgd(0.1, maximize=True),
+    "with decay": pn.optim.sgd(0.1, weight_decay=0.2),
+    "with momentum": pn.optim.sgd(0.1, momentum=0.9),
+    "of adam": pn.optim.adam(0.1),
+}
+
+
+@pytest.mark.usefixtures("by_formulas")
+@pytest.mark.parametrize("name", STEPS)
+def test_steps(device: torch.device, name: str) -> None:
+    """Whatever the optimiser does with the gradients, and of parameters that the loss does not use as well."""
+    p = {"network": network(device), "shift": torch.ones(1, dtype=DOUBLE, device=device)}
+    adapt = pn.meta.inner_loop(
+        lambda p, x, y: F.mse_loss(p["network"][1](torch.tanh(p["network"][0](x))), y), STEPS[name], 3
+    )
+
+    def task_loss(p: Any, support: tuple, query: tuple) -> Tensor:
+        adapted, losses = adapt(p, *support)
+        return F.mse_loss(adapted["network"](query[0]) + adapted["shift"], query[1]) + losses.sum()
+
+    stacked, one_by_one = (pn.meta.grad(task_loss, how)(p, *tasks(device)) for how in ("sum", "loop"))
+    agree(stacked, leaves(one_by_one))
 
 
 @pytest.mark.usefixtures("by_formulas")
@@ -146,6 +189,8 @@ OTHERS: dict[str, Callable[[Any, Tensor, Tensor], Tensor]] = {
     "another exponent": lambda p, x, y: ((p[1](p[0](x)) - y) ** 4.0).mean(),
     "a scaled difference": lambda p, x, y: torch.sub(p[1](p[0](x)), y, alpha=2).square().mean(),
     "one minus": lambda p, x, y: (1 - torch.sigmoid(p[1](p[0](x)))).square().mean(),
+    "products with itself": lambda p, x, y: torch.tanh(F.linear(p[0](x), p[0](x))).mean() + _with_itself(p[0](x)),
+    "a write into the value": lambda p, x, y: F.mse_loss(p[1](p[0](x)), y).mul_(2),
     "rows of a single example": lambda p, x, y: F.mse_loss(p[1](torch.relu(p[0](x[0]))), y[0]),
     "half of the sum": lambda p, x, y: F.mse_loss(p[1](p[0](x)), y, reduction="sum") / 2,
     "single precision between": lambda p, x, y: F.mse_loss(p[1](p[0](x.float().double()).float().double()), y),
@@ -157,6 +202,10 @@ def _written_after(p: Any, x: Tensor, y: Tensor) -> Tensor:
     value = F.mse_loss(p[1](torch.tanh(hidden)), y)
     hidden.add_(1)
     return value
+
+
+def _with_itself(x: Tensor) -> Tensor:
+    return F.linear(torch.tanh(x), torch.tanh(x)).square().mean() + F.linear(x, x).square().mean()
 
 
 def _without_gradients(p: Any, x: Tensor, y: Tensor) -> Tensor:
@@ -185,6 +234,16 @@ class _Doubled(torch.autograd.Function):
         return 2 * gradient
 
 
+def test_bias_of_all_outputs(device: torch.device) -> None:
+    """A bias with a single number, which torch adds to all outputs, has a gradient with a single number."""
+    p, shift = network(device), torch.ones(1, dtype=DOUBLE, device=device)
+    both_ways(
+        lambda p, x, y: F.mse_loss(p["n"][1](F.linear(x, p["n"][0].weight, p["shift"])), y),
+        {"n": p, "shift": shift},
+        tasks(device),
+    )
+
+
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_losses(device: torch.device, name: str) -> None:
@@ -206,6 +265,48 @@ def test_targets_of_the_parameters(device: torch.device) -> None:
     agree(pn.meta.grad(task_loss, "sum")(w, *data), leaves(pn.meta.grad(task_loss, "loop")(w, *data)))
 
 
+def test_written_later(device: torch.device) -> None:
+    """What the derivatives of a gradient need must not be written into before they are taken, or between its parts."""
+    p, data = network(device), tasks(device)
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
+
+    def written(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        own = x + 0
+        hidden = p[0](own)
+        own.add_(1)
+        return F.mse_loss(p[1](torch.tanh(hidden)), y)
+
+    def later(p: Any, support: tuple, query: tuple) -> Tensor:
+        x = support[0] + 0
+        adapted, _ = pn.meta.inner_loop(loss, SGD, 2)(p, x, support[1])
+        x.add_(1)
+        return loss(adapted, *query)
+
+    def between(p: Any, support: tuple, query: tuple) -> Tensor:
+        return loss(pn.meta.inner_loop(written, SGD, 2, first_order=True)(p, *support)[0], *query)
+
+    for task_loss in (later, between):
+        with pytest.raises(MutationError, match="overwrites in place a value that the gradient needs"):
+            pn.meta.grad(task_loss, "sum")(p, *data)
+
+
+def test_many_directions(device: torch.device) -> None:
+    """Derivatives of a meta-gradient along many directions at once, by torch's own batches of cotangents."""
+    p, data = pn.tree.map(lambda w: w.clone().requires_grad_(), network(device)), tasks(device)
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
+
+    gradient = pn.meta.grad(pn.meta.maml(loss, SGD, 2), "sum")(p, *data)[0].bias
+    parameters, basis = pn.tree.leaves(p), torch.eye(len(gradient), dtype=DOUBLE, device=device)
+    batched = torch.autograd.grad(gradient, parameters, basis, is_grads_batched=True, retain_graph=True)
+    rows = [torch.autograd.grad(gradient, parameters, row, retain_graph=True) for row in basis]
+    for found, expected in zip(batched, zip(*rows, strict=True), strict=True):
+        torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize("name", ["F.relu", "F.gelu", "F.tanh", "F.sigmoid", "torch.square"])
 def test_third_derivatives(device: torch.device, name: str) -> None:
     """The formulas can be differentiated as often as anybody wants."""
@@ -216,6 +317,18 @@ def test_third_derivatives(device: torch.device, name: str) -> None:
             return F.mse_loss(p[1](ACTIVATIONS[name](p[0](x))), y)
 
         grad = pn.meta.grad(pn.meta.maml(loss, SGD, 2), how)
+        return lambda p: sum(leaf.square().sum() for leaf in pn.tree.leaves(grad(p, *data)))
+
+    agree(pn.grad(meta_gradient("sum"))(p), leaves(pn.grad(meta_gradient("loop"))(p)))
+
+
+def test_third_derivatives_of_classes(device: torch.device) -> None:
+    """Those of the cross-entropy too."""
+    p, data = network(device, 3), classes(device)
+
+    def meta_gradient(how: Any) -> Callable[[Any], Tensor]:
+        loss = pn.meta.maml(lambda p, x, y: F.cross_entropy(p[1](torch.tanh(p[0](x))), y).square(), SGD, 2)
+        grad = pn.meta.grad(loss, how)
         return lambda p: sum(leaf.square().sum() for leaf in pn.tree.leaves(grad(p, *data)))
 
     agree(pn.grad(meta_gradient("sum"))(p), leaves(pn.grad(meta_gradient("loop"))(p)))
