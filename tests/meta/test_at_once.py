@@ -7,6 +7,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from _meta_references import DOUBLE, agree, leaves, tasks
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 import purenn as pn
@@ -142,6 +144,23 @@ def test_steps(device: torch.device, name: str) -> None:
 
     stacked, one_by_one = (pn.meta.grad(task_loss, how)(p, *tasks(device)) for how in ("sum", "loop"))
     agree(stacked, leaves(one_by_one))
+
+
+BOUNDED = sorted(ACTIVATIONS.keys() - {"torch.square", "two in a row"})  # squares of squares grow beyond all numbers
+
+
+@given(st.lists(st.sampled_from(BOUNDED), max_size=3), st.sampled_from(sorted(ERRORS)), st.booleans())
+def test_compositions(device: torch.device, names: list[str], error: str, is_tied: bool) -> None:
+    """And of these functions one after the other, with a weight that is used once or after each of them."""
+    key = pn.random.key(0, device)
+    p = [Linear.init(each, 2, 2, dtype=DOUBLE) for each in pn.random.split(key, len(names) + 1)]
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        for number, name in enumerate(names):
+            x = ACTIVATIONS[name](p[0 if is_tied else number](x))
+        return ERRORS[error](p[-1](x), y.expand_as(x))
+
+    both_ways(loss, p, tasks(device), steps=2)
 
 
 @pytest.mark.usefixtures("by_formulas")
