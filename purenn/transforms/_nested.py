@@ -183,11 +183,11 @@ class Examples:
                 roots = [total] if total.requires_grad else []
                 gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
                 if rate is not None:
-                    gradients = [torch.add(x, g, alpha=-rate) for x, g in zip(leaves, gradients, strict=True)]
+                    gradients = [torch.add(x, g, alpha=-rate) for x, g in zip(given, gradients, strict=True)]
             elif rate is None:
                 gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
             else:
-                gradients = [x if after is None else after for x, after in zip(leaves, found, strict=True)]
+                gradients = [x if after is None else after for x, after in zip(given, found, strict=True)]
         if not recorded:
             total, aux = total.detach(), detached(aux)
         return total, aux, gradients

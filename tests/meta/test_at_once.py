@@ -363,8 +363,22 @@ def test_constant_gradients(device: torch.device) -> None:
 
     task_loss = pn.meta.maml(loss, SGD, 3, first_order=True)
     agree(pn.meta.grad(task_loss, "sum")(p, *data), leaves(pn.meta.grad(task_loss, "loop")(p, *data)))
-    direction = pn.meta.reptile(loss, SGD, 3)(p, *data[0])
-    assert not any(leaf.requires_grad for leaf in pn.tree.leaves(direction))
+    assert not _has_graph(pn.meta.reptile(loss, SGD, 3)(p, *data[0]))
+
+
+def test_constant_gradients_of_other_losses(device: torch.device) -> None:
+    """Those that autograd takes leave no graph either, nor do parameters that are not used."""
+    p, data = {"network": network(device), "unused": torch.ones(2, dtype=DOUBLE, device=device)}, tasks(device)
+    losses: list[Callable[..., Tensor]] = [
+        lambda p, x, y: F.mse_loss(p["network"][1](torch.tanh(p["network"][0](x))), y),
+        lambda p, x, y: F.mse_loss(p["network"][1](torch.cos(p["network"][0](x))), y),
+    ]
+    for loss in losses:
+        assert not _has_graph(pn.meta.reptile(loss, SGD, 3)(p, *data[0]))
+
+
+def _has_graph(tree: Any) -> bool:
+    return any(leaf.requires_grad for leaf in pn.tree.leaves(tree))
 
 
 def test_half_precision(device: torch.device) -> None:
