@@ -39,6 +39,7 @@ from purenn.transforms._at_once_rules import (
     product,
 )
 from purenn.transforms._cross_entropy import cross_entropies
+from purenn.transforms._lean import pulled_back
 
 
 class _Call(NamedTuple):
@@ -85,7 +86,7 @@ class AtOnce(TorchFunctionMode):
     def __init__(self, level: int, size: int, leaves: Sequence[Tensor] = ()) -> None:
         super().__init__()
         self._level, self._size, self._leaves = level, size, leaves
-        # The leaves and the results of the calls, whose places and versions are known.
+        # The leaves and the results of the calls; kept, so that no other tensor gets the identity of one of them.
         self._values = list(leaves)
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
         self._versions = [leaf._version for leaf in leaves]
@@ -239,8 +240,7 @@ class _Gradients(_SingleLevelFunction):
             if root is not None and root.requires_grad and tangent is not None
         ]
         roots, given = [root for root, _ in pairs], [tangent for _, tangent in pairs]
-        found = torch.autograd.grad(roots, loss.leaves, given, create_graph=True, allow_unused=True)
-        return None, None, None, *found
+        return None, None, None, *pulled_back(roots, given, loss.leaves, recorded=True)
 
 
 def _linear(tasks: AtOnce, input: Any, weight: Any, bias: Any = None) -> Tensor | None:
