@@ -181,13 +181,12 @@ class Examples:
             found = known.gradients(total, recorded=recorded, rate=rate) if known else None
             if found is None:
                 roots = [total] if total.requires_grad else []
-                gradients = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
+                found = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
                 if rate is not None:
-                    gradients = [torch.add(x, g, alpha=-rate) for x, g in zip(given, gradients, strict=True)]
-            elif rate is None:
-                gradients = [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
-            else:
-                gradients = [x if after is None else after for x, after in zip(given, found, strict=True)]
+                    found = [torch.add(x, g, alpha=-rate) for x, g in zip(given, found, strict=True)]
+            # A tensor that the value does not depend on has no gradient, and stays as it is.
+            pairs = zip(given, found, strict=True)
+            gradients = [(torch.zeros_like(x) if rate is None else x) if new is None else new for x, new in pairs]
         if not recorded:
             total, aux = total.detach(), detached(aux)
         return total, aux, gradients

@@ -14,7 +14,8 @@ from torch import Tensor
 import purenn as pn
 from purenn.errors import MutationError
 from purenn.layers import Linear, Sequential
-from purenn.transforms import _nested
+from purenn.optim._row import Row
+from purenn.transforms import _at_once, _nested
 
 SGD = pn.optim.sgd(0.1)
 
@@ -161,6 +162,22 @@ def test_compositions(device: torch.device, names: list[str], error: str, is_tie
         return ERRORS[error](p[-1](x), y.expand_as(x))
 
     both_ways(loss, p, tasks(device), steps=2)
+
+
+def test_products_with_the_hessian(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Second derivatives are one product for each step, and a plain step is made with its gradient."""
+    products: list[Any] = []
+    changes = _at_once._Loss.changes
+    monkeypatch.setattr(_at_once._Loss, "changes", lambda *given: products.append(given) or changes(*given))
+    stepped: list[Any] = []
+    step = Row.step
+    monkeypatch.setattr(Row, "step", lambda *given: stepped.append(given) or step(*given))
+    for optimizer, apart in ((SGD, 0), (STEPS["with momentum"], 3)):
+        products.clear()
+        stepped.clear()
+        task_loss = pn.meta.maml(lambda p, x, y: F.mse_loss(p[1](torch.tanh(p[0](x))), y), optimizer, 3)
+        pn.meta.grad(task_loss, "sum")(network(device), *tasks(device))
+        assert (len(products), len(stepped)) == (3, apart)
 
 
 @pytest.mark.usefixtures("by_formulas")
