@@ -171,7 +171,7 @@ class Examples:
         with torch.enable_grad():
             leaves = given if private and _require_grad(given) else fresh(given)
             before = [leaf._version for leaf in leaves]
-            known = AtOnce(self.level, self.size, leaves) if self.level and not is_traced() else None
+            known = self.at_once(leaves)
             with running(), differentiated_again(), known or contextlib.nullcontext():
                 value, aux = split_aux(name, call(self.into(leaves)), has_aux)
             (total,) = self.out_of([scalar_output(name, value)])
@@ -200,11 +200,12 @@ class Examples:
         with vmap_increment_nesting(self.size, "error") as level, stacked_tasks():
             yield Examples(level, self.size)
 
-    def at_once(self) -> contextlib.AbstractContextManager[Any]:
-        """Within this context some functions are computed of all tasks at once; a compiler does that better itself."""
-        return AtOnce(self.level, self.size) if self.level and not is_traced() else contextlib.nullcontext()
+    def at_once(self, leaves: Sequence[Tensor] = ()) -> AtOnce | None:
+        """A context in which some functions are computed of all tasks at once; a compiler does that better itself."""
+        return AtOnce(self.level, self.size, leaves) if self.level and not is_traced() else None
 
 
 def at_once() -> contextlib.AbstractContextManager[Any]:
     """As the method of `Examples`, of the tasks of `stacked_tasks`."""
-    return Examples.around().at_once() if _stacked.active and is_below_transformations() else contextlib.nullcontext()
+    known = Examples.around().at_once() if _stacked.active and is_below_transformations() else None
+    return known or contextlib.nullcontext()
