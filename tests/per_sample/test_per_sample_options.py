@@ -228,6 +228,17 @@ def test_tensors_of_inference_mode(of_parameters: bool, device: torch.device) ->
     assert same(pn.per_sample.grads(loss)(*given), pn.per_sample.grads(loss)(p, batch))
 
 
+def test_short_forms(device: torch.device) -> None:
+    """By either name they give what a record gives."""
+    p, batch = model(device), data(device)
+    record = pn.per_sample.record(loss, p, batch)
+    for short in (pn.per_sample.grads, pn.per_sample.per_sample_grads):
+        assert same(short(loss)(p, batch), record.grads())
+    for short in (pn.per_sample.norms, pn.per_sample.per_sample_norms):
+        assert same(short(loss)(p, batch), record.norms())
+    assert same(pn.per_sample.clipped_grad(loss, 0.4)(p, batch), record.clipped_sum(0.4))
+
+
 def test_nothing_is_left_behind(device: torch.device) -> None:
     """A record that is gone has left no tensor for the garbage collector."""
     p, batch = model(device), data(device)
