@@ -71,6 +71,12 @@ KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         "Leave memory_format out, and convert outside.",
     ),
     (
+        r"required rank (?P<operation>\d) tensor to use channels_last",
+        TransformError,
+        "the function asks for a memory format of tensors with {operation} axes; under vmap the examples have one",
+        "Leave memory_format out, and convert outside.",
+    ),
+    (
         r"Calling Tensor\.as_strided is not supported",
         BatchingError,
         "the function uses as_strided on a tensor whose examples do not lie one after another in memory",
@@ -167,7 +173,8 @@ KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
     (
         r"Batching rule not implemented for (?P<operation>[\w:.]*\w)|"
         r"vmap: we do not yet support (?P<other>[\w:.]*\w)|"
-        r"vmap over (?P<third>torch\.\w+) isn't supported yet",
+        r"vmap over (?P<third>torch\.\w+) isn't supported yet|"
+        r"(?P<fourth>[\w:]*\w) requires special handling, and does not yet have a batching rule",
         BatchingError,
         "torch has no batching rule for {operation}",
         _INSTEAD,

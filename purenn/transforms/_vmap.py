@@ -15,6 +15,7 @@ from torch._functorch.vmap import (
 )
 
 from purenn.errors import ArgumentError, BatchingError
+from purenn.transforms import _batching_rules  # noqa: F401
 from purenn.transforms._batch import Batch, broadcast, taken_apart
 from purenn.transforms._loss_formulas import with_formulas
 from purenn.transforms._translate import translated

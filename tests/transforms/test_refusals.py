@@ -111,6 +111,10 @@ def last(x: Tensor) -> Tensor:
     return x.reshape(1, 1, 3, 1).contiguous(memory_format=torch.channels_last)
 
 
+def channels(x: Tensor) -> Tensor:
+    return x.reshape(1, 1, 3, 1).to(memory_format=torch.channels_last)
+
+
 def compared(x: Tensor) -> Tensor:
     return torch.testing.assert_close(x, x.clone()) or x
 
@@ -237,6 +241,14 @@ GRADIENTS = (
             BatchingError,
             "{name}: the function asks for a memory format, of which vmap knows the contiguous one only{at}. Leave "
             "memory_format out, and convert outside.",
+        ),
+        (
+            pn.vmap,
+            "vmap",
+            channels,
+            TransformError,
+            "{name}: the function asks for a memory format of tensors with 4 axes; under vmap the examples have one"
+            "{at}. Leave memory_format out, and convert outside.",
         ),
         (
             pn.vmap,

@@ -45,6 +45,10 @@ class New(torch.autograd.Function):
 ONE = torch.ones(1, dtype=DOUBLE)
 
 
+def strided(x: Tensor) -> Tensor:
+    return x.as_strided_scatter(x[:1], (1,), (1,))
+
+
 def data(x: Tensor) -> Any:
     return x.numpy()
 
@@ -254,6 +258,7 @@ NO_CONTEXT = (
         ),
         (pn.vmap, "vmap", noisy, BatchingError, NO_RULE.format("aten::rrelu")),
         (pn.vmap, "vmap", compared, BatchingError, NO_RULE.format("torch.allclose")),
+        (pn.vmap, "vmap", strided, BatchingError, NO_RULE.format("aten::as_strided_scatter")),
         (
             _push,
             "jvp",
