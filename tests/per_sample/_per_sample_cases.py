@@ -540,6 +540,55 @@ def stopped_gradients(device: torch.device) -> Case:
 
 
 @case
+def number_of_weights_that_are_not_zero(device: torch.device) -> Case:
+    p = {"w": draw(device, 3, 4), "only": draw(device, 3, seed=3)}
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        return squares(F.linear(x, p["w"])) + x.sum() * sum(torch.linalg.vector_norm(w, 0) for w in p.values())
+
+    return Case(f, p, (draw(device, EXAMPLES, 4),), dict.fromkeys(("w", "only"), M))
+
+
+@case
+def unpooled_parameters(device: torch.device) -> Case:
+    p = {"w": draw(device, 1, 2, 2, 2)}
+    places = torch.tensor([0, 2, 8, 10], device=device).view(1, 1, 2, 2).expand(1, 2, 2, 2)
+
+    def f(p: dict, x: Tensor) -> Tensor:
+        return squares(F.max_unpool2d(p["w"], places, 2) * x)
+
+    return Case(f, p, (draw(device, EXAMPLES, 2, 4, 4),), {"w": M})
+
+
+@case
+def tables_with_sparse_gradients(device: torch.device) -> Case:
+    p = {"of_each": draw(device, 7, 3), "of_all": draw(device, 7, 3, seed=3), "made": draw(device, 7, 3, seed=4)}
+    bag = torch.tensor([[0, 2], [2, 6]], device=device)
+
+    def f(p: dict, i: Tensor, x: Tensor) -> Tensor:
+        each = F.embedding(i, p["of_each"], sparse=True)
+        alike = F.embedding(bag, p["of_all"], sparse=True) + F.embedding_bag(bag, p["of_all"], sparse=True, mode="sum")
+        return squares(each * x) + squares(alike * x) + squares(F.embedding(i, p["made"] * x[0], sparse=True))
+
+    batch = whole(device, 7, EXAMPLES, 2), draw(device, EXAMPLES, 3)
+    return Case(f, p, batch, {"of_all": M, "made": "copies"})
+
+
+@case
+def complex_numbers_of_real_parameters(device: torch.device) -> Case:
+    p = {"w": draw(device, 3, 4, 2), "b": draw(device, 3, 2, seed=3), "table": draw(device, 7, 4, 2, seed=4)}
+
+    def f(p: dict, x: Tensor, i: Tensor) -> Tensor:
+        w, b, table = (torch.view_as_complex(p[name]) for name in ("w", "b", "table"))
+        one, many = F.linear(torch.view_as_complex(x[0]), w, b), F.linear(table[i], w) @ w.conj()
+        parts = one + b, many, torch.einsum("id,od->io", table[i], w), F.conv1d(many.mT, w[..., None])
+        return sum(squares(torch.view_as_real(part)) for part in parts)
+
+    batch = draw(device, EXAMPLES, 2, 4, 2), whole(device, 7, EXAMPLES, 3)
+    return Case(f, p, batch, dict.fromkeys(p, "copies"))
+
+
+@case
 def transformations_inside(device: torch.device) -> Case:
     p = L.Linear.init(pn.random.key(0, device), 3, 3, dtype=D)
 

@@ -13,7 +13,7 @@ NAMES = list(CASES)
 def looped(case: Case) -> list[Tensor]:
     """The gradients ``[examples, *shape]`` of all leaves, by an ordinary gradient for each example."""
     each = [pn.tree.leaves(pn.grad(case.f)(case.p, *[x[n] for x in case.batch])) for n in range(EXAMPLES)]
-    return [torch.stack(leaf) for leaf in zip(*each, strict=True)]
+    return [torch.stack(leaf).to_dense() for leaf in zip(*each, strict=True)]
 
 
 def close(found: Tensor, wanted: Tensor) -> bool:

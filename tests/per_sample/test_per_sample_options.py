@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from _per_sample_cases import EXAMPLES, draw
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -370,6 +371,36 @@ def test_noise_scale(device: torch.device) -> None:
     trace = gradients.var(0).sum()
     squared_norm = gradients.mean(0).square().sum() - trace / len(gradients)
     assert same(list(found), [trace / squared_norm, squared_norm, trace])
+
+
+def test_losses_in_half_precision(device: torch.device) -> None:
+    """They do not make the norms less exact than the gradients are."""
+    p, batch = {"w": draw(device, 3, 4), "b": draw(device, 3, seed=3)}, (draw(device, EXAMPLES, 4, seed=4),)
+    record = pn.per_sample.record(lambda p, x: F.linear(x, p["w"], p["b"]).square().sum().half(), p, batch)
+    assert record.losses.dtype is torch.float16
+    torch.testing.assert_close(record.norms(), rows(record.grads()).norm(dim=1))
+
+
+def test_complex_parameters(device: torch.device) -> None:
+    """A complex number counts as two real ones: the same as of a loss that makes it of these."""
+    pairs = {"w": draw(device, 3, 4, 2), "b": draw(device, 3, 2, seed=3)}
+
+    def loss(p: dict, x: Tensor) -> Tensor:
+        return (F.linear(torch.view_as_complex(x), p["w"], p["b"]).abs() + p["b"].real).square().sum()
+
+    def of_pairs(p: dict, x: Tensor) -> Tensor:
+        return loss(pn.tree.map(torch.view_as_complex, p), x)
+
+    batch = (draw(device, EXAMPLES, 4, 2, seed=4),)
+    record = pn.per_sample.record(loss, pn.tree.map(torch.view_as_complex, pairs), batch)
+    other = pn.per_sample.record(of_pairs, pairs, batch)
+    torch.testing.assert_close(record.norms("leaf"), other.norms("leaf"))
+    torch.testing.assert_close(record.gram(), other.gram())
+    torch.testing.assert_close(record.noise_scale(), other.noise_scale())
+    for found, wanted in ((record.grads(), other.grads()), (record.clipped_sum(1.0), other.clipped_sum(1.0))):
+        torch.testing.assert_close(pn.tree.map(torch.view_as_real, found), wanted)
+    sizes = pn.tree.map(lambda x: x.sum(-1), other.second_moment())
+    torch.testing.assert_close(pn.tree.map(lambda x: x.real, record.second_moment()), sizes)
 
 
 def test_explanation_as_text(device: torch.device) -> None:

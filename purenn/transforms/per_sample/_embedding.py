@@ -8,7 +8,7 @@ from torch import Tensor
 
 from purenn.transforms.per_sample._handle import Handle
 from purenn.transforms.per_sample._rows import Rows
-from purenn.transforms.per_sample._tape import Tape, rule
+from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape, rule
 
 
 @rule(F.embedding)
@@ -22,9 +22,12 @@ def _embedding(
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Any:
-    if max_norm is not None or scale_grad_by_freq:
-        return NotImplemented
-    return _looked_up(tape, input, weight, padding_idx)
+    simple = max_norm is None and not scale_grad_by_freq
+    vectors = _looked_up(tape, input, weight, padding_idx) if simple else NotImplemented
+    if vectors is NotImplemented and sparse:
+        # A gradient for each example has no use for that of few rows.
+        return F.embedding(input, weight, padding_idx, max_norm, norm_type, scale_grad_by_freq)
+    return vectors
 
 
 @rule(Tensor.__getitem__)
@@ -68,11 +71,12 @@ def _embedding_bag(
     include_last_offset: bool = False,
     padding_idx: int | None = None,
 ) -> Any:
-    if max_norm is not None or scale_grad_by_freq or mode == "max" or padding_idx is not None:
-        return NotImplemented
-    vectors = _looked_up(tape, input, weight, None)
+    simple = max_norm is None and not scale_grad_by_freq and mode != "max" and padding_idx is None
+    vectors = _looked_up(tape, input, weight, None) if simple else NotImplemented
     if vectors is NotImplemented:
-        return NotImplemented
+        given = input, weight, offsets, max_norm, norm_type, scale_grad_by_freq, mode
+        rest = per_sample_weights, include_last_offset, padding_idx
+        return F.embedding_bag(*given, False, *rest) if sparse else NotImplemented
     if per_sample_weights is not None:
         vectors = vectors * per_sample_weights.unsqueeze(-1)
     if offsets is None:
@@ -83,3 +87,6 @@ def _embedding_bag(
     member = ((positions >= starts[:, None]) & (positions < ends[:, None])).to(vectors.dtype)
     bags = member @ vectors
     return bags if mode == "sum" else bags / member.sum(1, keepdim=True).clamp_min(1)
+
+
+PHYSICAL_RULES.update({F.embedding: _embedding, F.embedding_bag: _embedding_bag})

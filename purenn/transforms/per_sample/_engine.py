@@ -62,12 +62,12 @@ class Recorded(NamedTuple):
         return list(zip(paths, self.argument.values, self.parts, strict=True))
 
     def norms(self, budget: Budget) -> dict[str, Tensor]:
-        """The norm of each example's gradient, by leaf."""
-        losses = self.losses
-        return {
-            path: torch.zeros_like(losses) if part is None else cast(part.norms(budget), losses.dtype)
-            for path, _, part in self.named
-        }
+        """The norm of each example's gradient, by leaf; as exact as the loss or the gradient, whatever is more."""
+        losses, found = self.losses, {}
+        for path, _, part in self.named:
+            norms = torch.zeros_like(losses) if part is None else part.norms(budget)
+            found[path] = cast(norms, torch.promote_types(norms.dtype, losses.dtype))
+        return found
 
     def leaves(self, of_part: Callable[[str, Part], Tensor], *lead: int) -> list[Tensor]:
         """A tensor for every leaf: of its part, or zeros ``[*lead, *shape]`` if it has none."""

@@ -133,7 +133,7 @@ class Part:
 
     def second_moment(self) -> Tensor:
         """The sum over the examples of the squares of all elements."""
-        return _total(made.square().sum(0) for _, _, made in self._slices())
+        return _total(squares(made).sum(0) for _, _, made in self._slices())
 
     def gram(self, other: "Part", products: "Products") -> Tensor:
         """The inner products with the gradients of another part, ``[examples, other's examples]``.
@@ -144,7 +144,7 @@ class Part:
         """
         return torch.cat(
             [
-                torch.cat([rows(mine) @ rows(theirs).T for _, _, theirs in other._slices()], 1)
+                torch.cat([numbers(mine) @ numbers(theirs).T for _, _, theirs in other._slices()], 1)
                 for _, _, mine in self._slices()
             ]
         )
@@ -192,7 +192,7 @@ class Small(Materialised):
         mine, theirs = self.kept, other.kept
         if mine is None or theirs is None or not isinstance(other, Small):
             return super().gram(other, products)
-        return products.between(rows(mine), rows(theirs))
+        return products.between(numbers(mine), numbers(theirs))
 
 
 class Later(Small):
@@ -236,6 +236,16 @@ def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
 def rows(gradients: Tensor) -> Tensor:
     """Each example's gradient as one row."""
     return gradients if gradients.dim() == 2 else gradients.reshape(gradients.shape[0], -1)
+
+
+def numbers(gradients: Tensor) -> Tensor:
+    """The same in real numbers."""
+    return rows(torch.view_as_real(gradients) if gradients.is_complex() else gradients)
+
+
+def squares(x: Tensor) -> Tensor:
+    """The squares of real numbers, and those of the sizes of complex ones."""
+    return x.abs().square() if x.is_complex() else x.square()
 
 
 def over_positions(x: Tensor) -> Tensor:

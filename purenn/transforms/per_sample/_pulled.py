@@ -37,8 +37,12 @@ class Pulled(Part):
         return start, start + sum((size - 1) * step for size, step in zip(shape, strides, strict=True))
 
     def made(self, start: int, stop: int) -> Tensor:
-        """By the derivative of the computation, for all examples at once."""
-        return self._pull(self.inner.piece(start, stop), is_batched=True)
+        """By the derivative of the computation, for all examples at once if torch can do that."""
+        gradients = self.inner.piece(start, stop)
+        try:
+            return self._pull(gradients, is_batched=True)
+        except RuntimeError:
+            return torch.stack([self._pull(gradient, is_batched=False) for gradient in gradients])
 
     def summed(self, weights: Tensor) -> Tensor:
         """The derivative of the computation, once."""
@@ -65,6 +69,11 @@ class Pulled(Part):
                 self._parameter.source,
                 gradient.to(self._node.value.dtype),
                 retain_graph=True,
+                allow_unused=True,
                 is_grads_batched=is_batched,
             )
-        return found
+        if found is not None:
+            return found
+        # A computation whose derivative is zero everywhere, as the number of weights that are not.
+        leading = gradient.shape[:1] if is_batched else ()
+        return self._parameter.value.new_zeros(*leading, *self.shape)

@@ -12,7 +12,7 @@ from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._engine import NAME, Recorded
 from purenn.transforms.per_sample._explain import Explanation, explained
 from purenn.transforms.per_sample._kronecker import KroneckerFactors, factors_of
-from purenn.transforms.per_sample._part import Budget, Products, cast, together
+from purenn.transforms.per_sample._part import Budget, Products, cast, squares, together
 from purenn.tree._walk import short
 
 P = TypeVar("P")
@@ -198,7 +198,7 @@ class Record(Generic[P]):
         total = self._assembled(
             lambda r: r.leaves(lambda _, part: part.weighted_sum(torch.ones_like(r.losses))), _added, raw=True
         )
-        of_mean = sum(leaf.square().sum() for leaf in total) / n**2
+        of_mean = sum(squares(leaf).sum() for leaf in total) / n**2
         of_each = self.norms().square().mean()
         trace = (of_each - of_mean) * n / (n - 1)
         squared_norm = of_mean - trace / n

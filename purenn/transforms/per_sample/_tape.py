@@ -137,9 +137,10 @@ class Tape:
         """The result of an operation that has handles among its arguments."""
         if functorch.maybe_current_level() != self.level and self._is_differentiated():
             raise EscapedError(f"per_sample.record: {func} uses a parameter inside of a derivative.")
-        out = _by_rule(RULES, self, func, args, kwargs)
-        if out is not NotImplemented:
-            return out
+        if not _are_complex(args, kwargs):  # gradients of complex numbers have conjugates, which no rule knows
+            out = _by_rule(RULES, self, func, args, kwargs)
+            if out is not NotImplemented:
+                return out
         if any(self.differs(x) for x in operands((args, kwargs))):
             opened = _opened(func)
             if opened is not None:
@@ -259,6 +260,11 @@ class Watching(TorchFunctionMode):
             return self._tape.operation(func, args, kwargs)
         out = _by_rule(PHYSICAL_RULES, self._tape, func, args, kwargs)
         return func(*args, **kwargs) if out is NotImplemented else out
+
+
+def _are_complex(args: tuple, kwargs: dict[str, Any]) -> bool:
+    values = (x.node.value if isinstance(x, Handle) else x for x in operands((args, kwargs)))
+    return any(value.is_complex() for value in values)
 
 
 def _by_rule(rules: dict[Any, Rule], tape: Tape, func: Any, args: tuple, kwargs: dict[str, Any]) -> Any:
