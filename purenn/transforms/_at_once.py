@@ -81,10 +81,14 @@ class AtOnce(TorchFunctionMode):
         level: that of the vmap over the tasks.
         size: the number of tasks.
         leaves: the tensors of all tasks by which `gradients` will be asked for. Default: none.
+        is_traced: whether a compiler sees all operations, which finds better ones itself. Default: False.
     """
 
-    def __init__(self, level: int, size: int, leaves: Sequence[Tensor] = ()) -> None:
+    def __init__(self, level: int, size: int, leaves: Sequence[Tensor] = (), *, is_traced: bool = False) -> None:
         super().__init__()
+        if is_traced:
+            leaves = ()
+        self._functions = _NEEDED if is_traced else _FUNCTIONS
         self._level, self._size, self._leaves = level, size, leaves
         # The leaves and the results of the calls; kept, so that no other tensor gets the identity of one of them.
         self._values = list(leaves)
@@ -93,7 +97,7 @@ class AtOnce(TorchFunctionMode):
         self._calls: list[_Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        function = _FUNCTIONS.get(func)
+        function = self._functions.get(func)
         if function is not None and maybe_current_level() == self._level:
             with _DisableFuncTorch():
                 found = function(self, *args, **(kwargs or {}))
@@ -109,6 +113,10 @@ class AtOnce(TorchFunctionMode):
                 return None
             found.append(_remove_batch_dim(tensor, level, size, 0))
         return found
+
+    def of_each(self, x: Tensor) -> Tensor:
+        """The tensor of one task, of that of all."""
+        return _add_batch_dim(x, 0, self._level)
 
     def done(self, output: Tensor, inputs: Sequence[Tensor], rule: Rule, *, is_value: bool = False) -> Tensor:
         """The result of a function as that of one task; for the arguments see `_Call`."""
@@ -130,7 +138,7 @@ class AtOnce(TorchFunctionMode):
                 self._versions.append(output._version)
                 needed = [x for x in rule if isinstance(x, Tensor)]
                 self._calls.append(_Call(places, rule, is_value, needed, [x._version for x in needed]))
-        return _add_batch_dim(output, 0, self._level)
+        return self.of_each(output)
 
     def gradients(self, total: Tensor, *, recorded: bool, rate: float | None = None) -> Sequence[Some] | None:
         """The gradients of the sum of all tasks' values, None for leaves that it does not depend on.
@@ -298,6 +306,20 @@ def _power(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
     return _square(tasks, args[0], **options) if len(args) == 2 and type(args[1]) is int and args[1] == 2 else None
 
 
+def _as_strided(tasks: AtOnce, input: Any, size: Any, stride: Any, storage_offset: int | None = None) -> Tensor | None:
+    # Where all tasks have one memory, as at the first step, each would get the mean of their gradients.
+    given = tasks.of_all(input)
+    if given is None or given[0].stride(0):
+        return None
+    (x,) = given
+    order = [0, *sorted(range(1, x.dim()), key=x.stride, reverse=True)]
+    copies = x.permute(order).contiguous().permute([order.index(axis) for axis in range(x.dim())])
+    if copies.stride()[1:] != x.stride()[1:]:
+        raise RuntimeError("Calling Tensor.as_strided is not supported for parameters with gaps in their memory")
+    start = None if storage_offset is None else storage_offset - x.storage_offset()
+    return tasks.of_each(copies).as_strided(size, stride, start)
+
+
 def _of_numbers(kind: Kind) -> Callable[..., Tensor | None]:
     def computed(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
         given = tasks.of_all(*args) if len(args) == 1 and options in ({}, {"inplace": False}) else None
@@ -327,7 +349,10 @@ def _has_numbers(x: Tensor) -> bool:
 
 _square = _of_numbers(SQUARE)
 
+# Those that are wrong otherwise.
+_NEEDED: dict[Any, Callable[..., Tensor | None]] = dict.fromkeys((torch.as_strided, Tensor.as_strided), _as_strided)
 _FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
+    **_NEEDED,
     F.linear: _linear,
     F.gelu: _of_numbers(GELU),
     F.mse_loss: _mse_loss,

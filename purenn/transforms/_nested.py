@@ -201,8 +201,8 @@ class Examples:
             yield Examples(level, self.size)
 
     def at_once(self, leaves: Sequence[Tensor] = ()) -> AtOnce | None:
-        """A context in which some functions are computed of all tasks at once; a compiler does that better itself."""
-        return AtOnce(self.level, self.size, leaves) if self.level and not is_traced() else None
+        """A context in which some functions are computed of all tasks at once."""
+        return AtOnce(self.level, self.size, leaves, is_traced=is_traced()) if self.level else None
 
 
 def at_once() -> contextlib.AbstractContextManager[Any]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 import purenn as pn
-from purenn.errors import MutationError
+from purenn.errors import BatchingError, MutationError
 from purenn.layers import Linear, Sequential
 from purenn.optim._row import Row
 from purenn.transforms import _at_once, _nested
@@ -278,6 +278,30 @@ def test_bias_of_all_outputs(device: torch.device) -> None:
         {"n": p, "shift": shift},
         tasks(device),
     )
+
+
+def _by_addresses(p: Any, x: Tensor, y: Tensor) -> Tensor:
+    one, two = p["w"].as_strided((2, 5), (1, 2)), torch.as_strided(p["w"], (5, 1), (2, 1), p["w"].storage_offset())
+    return F.mse_loss(torch.tanh(x @ one) @ two, y)
+
+
+@pytest.mark.parametrize("is_turned", [False, True])
+def test_views_by_addresses(device: torch.device, is_turned: bool) -> None:
+    """All tasks have the memory of one at the first step, and gradients of their own; also if it is compiled."""
+    w = pn.random.normal(pn.random.key(0, device), (5, 2), dtype=DOUBLE)
+    p, data = {"w": w.T if is_turned else w}, tasks(device)
+    both_ways(_by_addresses, p, data)
+    adapted = pn.meta.maml(_by_addresses, SGD, 2)
+    agree(pn.jit(pn.meta.grad(adapted, "sum"))(p, *data), leaves(pn.meta.grad(adapted, "loop")(p, *data)))
+
+
+def test_views_by_addresses_with_gaps(device: torch.device) -> None:
+    """Where copies would have other addresses, there is an error."""
+    p = {"w": pn.random.normal(pn.random.key(0, device), (5, 3), dtype=DOUBLE)[:, :2]}
+    with pytest.raises(
+        BatchingError, match=r"^vmap: the function uses as_strided on a tensor whose examples do not lie"
+    ):
+        pn.meta.grad(pn.meta.maml(_by_addresses, SGD, 2), "sum")(p, *tasks(device))
 
 
 @pytest.mark.filterwarnings("ignore:Using a target size")
