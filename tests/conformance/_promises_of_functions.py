@@ -6,13 +6,16 @@ Loops are written with plain `torch.autograd`, not with the transformations unde
 from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from _cases import Case, tensors
 from _derivatives import against_differences, derivatives, gradient, number_of, same, trained
 from _reference import weights_like
 from torch import Tensor
+from torch.nn.modules.batchnorm import _BatchNorm
 
 import purenn as pn
+from purenn.errors import BatchingError
 
 EXAMPLES = 2
 
@@ -68,6 +71,33 @@ def vmap_of_grad(case: Case) -> None:
     found = pn.vmap(pn.grad(case.loss, case.argnums), (None, 0, 0))(p, floats, others)
     loop = [gradient(case, case.loss, p, number) for number in range(EXAMPLES)]
     same(tensors(found), [torch.stack(one) for one in zip(*loop, strict=True)])
+
+
+def per_sample(case: Case) -> None:
+    """Gradients, norms and clipped sums of examples by one recorded pass are a loop's; batch statistics are refused."""
+    floats, others = _stacked_inputs(case)
+    if not case.argnums:
+        return
+    # With something to learn for every input, so that layers without parameters have some.
+    p = {"layer": case.p, "shifts": [torch.zeros_like(x[0]) for x in floats]}
+
+    def loss(p: Any, floats: tuple, others: tuple) -> Tensor:
+        return case.loss(p["layer"], tuple(x + shift for x, shift in zip(floats, p["shifts"], strict=True)), others)
+
+    if isinstance(case.module, _BatchNorm) and (case.sample.train or case.module.running_mean is None):
+        with pytest.raises(BatchingError, match="normalises with the statistics of the batch"):
+            pn.per_sample.record(loss, p, (floats, others))
+        return
+    loop = [gradient(case, case.loss, case.p, number) for number in range(EXAMPLES)]
+    rows = torch.stack([torch.cat([g.flatten() for g in one]) for one in loop])
+    norms = rows.norm(dim=1)
+    bound = float(norms.mean()) or 1.0
+    factors = torch.where(norms > bound, bound / norms, 1.0)
+    for budget in (2**30, 0):
+        record = pn.per_sample.record(loss, p, (floats, others), budget=budget)
+        same(record.norms(), norms)
+        same(torch.cat([x.flatten() for x in tensors(record.clipped_sum(bound))]), factors @ rows)
+        same(torch.cat([x.reshape(EXAMPLES, -1) for x in tensors(record.grads())], 1), rows)
 
 
 def grad_of_vmap_of_grad(case: Case) -> None:

@@ -374,11 +374,13 @@ def test_noise_scale(device: torch.device) -> None:
 
 
 def test_losses_in_half_precision(device: torch.device) -> None:
-    """They do not make the norms less exact than the gradients are."""
+    """They do not make norms and inner products less exact than the gradients are."""
     p, batch = {"w": draw(device, 3, 4), "b": draw(device, 3, seed=3)}, (draw(device, EXAMPLES, 4, seed=4),)
     record = pn.per_sample.record(lambda p, x: F.linear(x, p["w"], p["b"]).square().sum().half(), p, batch)
     assert record.losses.dtype is torch.float16
-    torch.testing.assert_close(record.norms(), rows(record.grads()).norm(dim=1))
+    gradients = rows(record.grads())
+    torch.testing.assert_close(record.norms(), gradients.norm(dim=1))
+    torch.testing.assert_close(record.gram(), gradients @ gradients.T)
 
 
 def test_complex_parameters(device: torch.device) -> None:

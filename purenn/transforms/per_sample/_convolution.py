@@ -57,7 +57,7 @@ class Windows(Part):
     def summed(self, weights: Tensor) -> Tensor:
         """The ordinary gradient of the batch."""
         inner = len(self.input) // self.examples
-        factors = weights.to(self.gradient.dtype).repeat_interleave(inner) if inner > 1 else weights
+        factors = weights.to(self.gradient.dtype).repeat_interleave(inner) if inner != 1 else weights
         factors = factors.to(self.gradient.dtype).view(-1, *[1] * (self.gradient.dim() - 1))
         return weight_gradient(self.gradient * factors, self.input, self.weight, self.options)
 

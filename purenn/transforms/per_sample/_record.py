@@ -259,9 +259,10 @@ def _products(mine: Recorded, theirs: Recorded) -> Tensor:
             f"{NAME}: gram takes records of the same parameters, but {path!r} is {one.get(path, 'absent')} in one and "
             f"{other.get(path, 'absent')} in the other."
         )
-    products, total, dtype = Products(), None, mine.losses.dtype
+    products, total = Products(), None
     for (_, _, one), (_, _, other) in zip(mine.named, theirs.named, strict=True):
         if one is not None and other is not None:
-            found = cast(one.gram(other, products), dtype)
+            found = one.gram(other, products)
+            found = cast(found, torch.promote_types(found.dtype, mine.losses.dtype))
             total = found if total is None else total + found
     return mine.losses.new_zeros(len(mine.losses), len(theirs.losses)) if total is None else total
