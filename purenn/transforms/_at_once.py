@@ -350,7 +350,9 @@ def _has_numbers(x: Tensor) -> bool:
 _square = _of_numbers(SQUARE)
 
 # Those that are wrong otherwise.
-_NEEDED: dict[Any, Callable[..., Tensor | None]] = dict.fromkeys((torch.as_strided, Tensor.as_strided), _as_strided)
+_NEEDED: dict[Any, Callable[..., Tensor | None]] = dict.fromkeys(
+    (torch.as_strided, Tensor.as_strided, torch.as_strided_copy), _as_strided
+)
 _FUNCTIONS: dict[Any, Callable[..., Tensor | None]] = {
     **_NEEDED,
     F.linear: _linear,

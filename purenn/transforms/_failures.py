@@ -77,6 +77,12 @@ KNOWN: tuple[tuple[str, type[PurennError], str, str], ...] = (
         "Leave memory_format out, and convert outside.",
     ),
     (
+        r"Expected X\.is_contiguous\(memory_format\)",
+        BatchingError,
+        "torch's group normalisation takes no examples that share their memory, as those of x.expand do",
+        "Use purenn.ops.group_norm or the layer GroupNorm, or pass x.contiguous().",
+    ),
+    (
         r"Calling Tensor\.as_strided is not supported",
         BatchingError,
         "the function uses as_strided on a tensor whose examples do not lie one after another in memory",

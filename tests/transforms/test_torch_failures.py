@@ -45,6 +45,10 @@ class New(torch.autograd.Function):
 ONE = torch.ones(1, dtype=DOUBLE)
 
 
+def grouped(x: Tensor) -> Tensor:
+    return torch.nn.functional.group_norm(x[None], 1)
+
+
 def strided(x: Tensor) -> Tensor:
     return x.as_strided_scatter(x[:1], (1,), (1,))
 
@@ -152,6 +156,7 @@ def _push(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], object]:
     return lambda x: pn.jvp(f, (x,), (x,))
 
 
+VERSION = tuple(map(int, torch.__version__.split(".")[:2]))
 SHAPES = (
     "{name}: the shape of a result depends on values (a boolean mask as an index, nonzero, unique){at}. It would "
     "differ from example to example: use torch.where(mask, x, 0), or a fixed number of results."
@@ -259,6 +264,15 @@ NO_CONTEXT = (
         (pn.vmap, "vmap", noisy, BatchingError, NO_RULE.format("aten::rrelu")),
         (pn.vmap, "vmap", compared, BatchingError, NO_RULE.format("torch.allclose")),
         (pn.vmap, "vmap", strided, BatchingError, NO_RULE.format("aten::as_strided_scatter")),
+        pytest.param(
+            lambda f: lambda x: pn.vmap(f)(x[:1].expand(2, 3)),
+            "vmap",
+            grouped,
+            BatchingError,
+            "{name}: torch's group normalisation takes no examples that share their memory, as those of x.expand do"
+            "{at}. Use purenn.ops.group_norm or the layer GroupNorm, or pass x.contiguous().",
+            marks=pytest.mark.skipif(VERSION >= (2, 15), reason="there it takes them"),
+        ),
         (
             _push,
             "jvp",
