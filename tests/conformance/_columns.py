@@ -39,6 +39,7 @@ COLUMNS: dict[str, Column] = {
     "vmap(grad)": Column(functions.vmap_of_grad, 6, True),
     "grad(vmap(grad))": Column(functions.grad_of_vmap_of_grad, 3, True),
     "per sample": Column(functions.per_sample, 6, True),
+    "from_module": Column(functions.opaque, 3, True),
     "jit": Column(places.jit, 2, False),
     "torch.compile": Column(places.compile, 2, False),
     "torch.export": Column(places.export, 2, False),

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import Case, tensors
+from _cases import Case, tensors, total
 from _derivatives import against_differences, derivatives, gradient, number_of, same, trained
 from _reference import weights_like
+from _samples import torch_may_warn
 from torch import Tensor
 from torch.nn.modules.batchnorm import _BatchNorm
 
+import bridge
 import purenn as pn
 from purenn.errors import BatchingError
 
@@ -75,26 +77,68 @@ def vmap_of_grad(case: Case) -> None:
 
 def per_sample(case: Case) -> None:
     """Gradients, norms and clipped sums of examples by one recorded pass are a loop's; batch statistics are refused."""
-    floats, others = _stacked_inputs(case)
     if not case.argnums:
         return
-    # With something to learn for every input, so that layers without parameters have some.
-    p = {"layer": case.p, "shifts": [torch.zeros_like(x[0]) for x in floats]}
+    floats, others = _stacked_inputs(case)
 
     def loss(p: Any, floats: tuple, others: tuple) -> Tensor:
-        return case.loss(p["layer"], tuple(x + shift for x, shift in zip(floats, p["shifts"], strict=True)), others)
+        return case.loss(p["layer"], _moved(floats, p["shifts"]), others)
 
+    rows = [gradient(case, case.loss, case.p, number) for number in range(EXAMPLES)]
+    _check_records(case, loss, _with_shifts(case.p, floats), (floats, others), rows)
+
+
+def opaque(case: Case) -> None:
+    """The module carried over by `from_module` has torch's gradients: batched, recorded, and of stacked tasks."""
+    special = case.sample.expected, case.sample.differentiable, case.sample.differentiable_twice, case.key
+    if not case.argnums or any(x is not None for x in special):
+        return
+    (floats, others), train = _stacked_inputs(case), case.sample.train
+
+    def loss(p: Any, floats: tuple, others: tuple) -> Tensor:
+        args, kwargs = case.arguments_of_module(_moved(floats, p["shifts"]), others)
+        y = p["layer"](*args, train=train, **kwargs)
+        return _total(y[0] if pn.is_stateful(p["layer"]) else y)
+
+    p, rows = _with_shifts(bridge.from_module(case.fresh_module()), floats), []
+    for number in range(EXAMPLES):
+        module, (given, rest) = case.fresh_module().train(train), case.inputs(number)
+        given = tuple(x.clone().requires_grad_() for x in given)
+        value = _total(case.reference(module, given, rest))
+        rows.append([x.to_dense() for x in derivatives(value, [*module.parameters(), *given])])
+    adapt = pn.meta.inner_loop(loss, pn.optim.sgd(1e-3), 2)
+    ways = [pn.meta.grad(lambda p, *task: loss(adapt(p, *task)[0], *task), how) for how in ("sum", "loop")]
+    with torch_may_warn():  # that its module's kernels have no batching rule
+        found = pn.vmap(pn.grad(loss), (None, 0, 0))(p, floats, others)
+        same([x.to_dense() for x in tensors(found)], [torch.stack(one) for one in zip(*rows, strict=True)])
+        _check_records(case, loss, p, (floats, others), rows)
+        same(*[[x.to_dense() for x in tensors(way(p, floats, others))] for way in ways])
+
+
+def _with_shifts(layer: Any, floats: tuple[Tensor, ...]) -> Any:
+    # With something to learn for every input, so that layers without parameters have some.
+    return {"layer": layer, "shifts": [torch.zeros_like(x[0]) for x in floats]}
+
+
+def _moved(floats: Sequence[Tensor], shifts: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    return tuple(x + shift for x, shift in zip(floats, shifts, strict=True))
+
+
+def _total(output: Any) -> Tensor:
+    return total(tuple(y for y in tensors(output) if y.is_floating_point()))
+
+
+def _check_records(case: Case, loss: Any, p: Any, batch: tuple, gradients: list[list[Tensor]]) -> None:
     if isinstance(case.module, _BatchNorm) and (case.sample.train or case.module.running_mean is None):
         with pytest.raises(BatchingError, match="normalises with the statistics of the batch"):
-            pn.per_sample.record(loss, p, (floats, others))
+            pn.per_sample.record(loss, p, batch)
         return
-    loop = [gradient(case, case.loss, case.p, number) for number in range(EXAMPLES)]
-    rows = torch.stack([torch.cat([g.flatten() for g in one]) for one in loop])
+    rows = torch.stack([torch.cat([g.flatten() for g in one]) for one in gradients])
     norms = rows.norm(dim=1)
     bound = float(norms.mean()) or 1.0
     factors = torch.where(norms > bound, bound / norms, 1.0)
     for budget in (2**30, 0):
-        record = pn.per_sample.record(loss, p, (floats, others), budget=budget)
+        record = pn.per_sample.record(loss, p, batch, budget=budget)
         same(record.norms(), norms)
         same(torch.cat([x.flatten() for x in tensors(record.clipped_sum(bound))]), factors @ rows)
         same(torch.cat([x.reshape(EXAMPLES, -1) for x in tensors(record.grads())], 1), rows)
