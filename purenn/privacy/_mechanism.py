@@ -40,8 +40,8 @@ def gaussian_mechanism(
             which is itself private.
 
     Returns:
-        A transformation for `pn.optim`. Noise is drawn in the dtype of each gradient, at least in float32; the
-        rounding of floating-point numbers is outside of the guarantee.
+        A transformation for `pn.optim`. Noise is drawn in the dtype of each gradient, at least in float32, for both
+        parts of complex numbers; the rounding of floating-point numbers is outside of the guarantee.
 
     Raises:
         ArgumentError: a number is not positive (`noise_multiplier` may be 0, for no noise and no privacy).
@@ -73,6 +73,8 @@ def gaussian_mechanism(
         keys = iter(random.split(here, max(1, len(leaves(grads)))))
 
         def noisy(total: Tensor) -> Tensor:
+            if total.is_complex():  # two real numbers each, as for the norm
+                return torch.view_as_complex(noisy(torch.view_as_real(total.resolve_conj())))
             wide = total.float() if total.dtype in (torch.float16, torch.bfloat16) else total
             noise = random.normal(next(keys), total.shape, dtype=wide.dtype).to(total.device)
             return ((wide + deviation * noise) / batch_size).to(total.dtype)

@@ -75,6 +75,18 @@ def test_noise_has_the_deviation_that_is_accounted_for(device: torch.device) -> 
     assert abs(float((first["a"].flatten()[:10_000] * first["b"]).mean())) < 4 * (3 / 4) ** 2 / 100
 
 
+def test_noise_of_complex_numbers(device: torch.device) -> None:
+    """It is that of their two parts, also where they are conjugates that are not written out."""
+    total = torch.randn(3, 50, dtype=torch.complex128, device=device).conj()
+    mechanism = pn.privacy.gaussian_mechanism(
+        pn.random.key(5, device), max_norm=2.0, noise_multiplier=1.5, batch_size=10
+    )
+    found, _ = mechanism.update({"w": total}, mechanism.init({}), None)
+    parts = {"w": torch.view_as_real(total.resolve_conj())}
+    expected, _ = mechanism.update(parts, mechanism.init({}), None)
+    assert torch.equal(torch.view_as_real(found["w"]), expected["w"])
+
+
 def test_mechanism_before_an_optimiser(device: torch.device) -> None:
     """Frozen leaves stay as they are, and without noise the step is that of the mean."""
     p = {"w": torch.ones(3, dtype=D, device=device), "n": torch.tensor(1, device=device)}
