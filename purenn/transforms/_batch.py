@@ -16,8 +16,9 @@ class Batch(NamedTuple):
     """The arguments of a batched call, taken apart.
 
     Attributes:
-        leaves: of all arguments, in order.
-        dims: for every leaf the axis to batch over; None if it is the same for all examples.
+        leaves: of all arguments, in order, with the axis to batch over in front: torch has batching rules that are
+            wrong or fail where it is elsewhere (of the gradient of `grid_sample`).
+        dims: for every leaf 0, or None if it is the same for all examples.
         size: how many examples there are.
         specs: of every argument the structure and the number of leaves.
         names: of the last arguments, which were given by keyword.
@@ -58,9 +59,10 @@ def taken_apart(in_dims: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
         own, structure = flatten(value)
         along = broadcast(f"argument {name!r}", axis, value, len(own))
         specs.append((structure.spec, len(own)))
-        leaves += own
         for about, leaf, dim in zip(structure.leaves, own, along, strict=True):
-            dims.append(_check(name, about, leaf, dim, sizes))
+            found = _check(name, about, leaf, dim, sizes)
+            leaves.append(leaf.movedim(found, 0) if found else leaf)
+            dims.append(None if found is None else 0)
     if not sizes:
         raise BatchingError(
             f"vmap: there is nothing to batch over: no tensor among the arguments has an axis in in_dims={in_dims}."

@@ -107,7 +107,7 @@ def _at_once(flat: Callable[..., tuple[Any, ...]], batch: Batch, randomness: str
     lazy_load_decompositions()
     with vmap_increment_nesting(batch.size, randomness) as level:
         pairs = zip(batch.leaves, batch.dims, strict=True)
-        batched = [leaf if dim is None else _add_batch_dim(leaf, dim % leaf.dim(), level) for leaf, dim in pairs]
+        batched = [leaf if dim is None else _add_batch_dim(leaf, dim, level) for leaf, dim in pairs]
         return [_remove_batch_dim(result, level, batch.size, 0) for result in flat(*batched)]
 
 

@@ -102,6 +102,29 @@ def test_per_sample_gradients(name: str, device: torch.device) -> None:
     assert pn.tree.allclose(pn.per_sample.grads(f)(p, (number,)), expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("axes", [(-1, 0), (0, -1), (1, 2)], ids=str)
+@pytest.mark.parametrize("dimensions", [2, 3])
+def test_axes_elsewhere(dimensions: int, axes: tuple[int, int], device: torch.device) -> None:
+    """Derivatives of grid_sample, for which torch needs the examples in front, are right wherever these are."""
+    keys = pn.random.split(pn.random.key(0, device), 2)
+    images = pn.random.normal(keys[0], (EXAMPLES, 1, 1, *[2] * dimensions), dtype=torch.float64)
+    places = pn.random.uniform(keys[1], (EXAMPLES, 1, *[1] * dimensions, dimensions), dtype=torch.float64)
+    given = [x.movedim(0, axis) for x, axis in zip((images, places), axes, strict=True)]
+
+    def f(x: Tensor, grid: Tensor) -> Tensor:
+        return weighted(torch.nn.functional.grid_sample(x, grid, align_corners=False))
+
+    for argument, axis in enumerate(axes):
+        gradient = pn.grad(f, argument)
+        expected = torch.stack([gradient(*pair) for pair in zip(images, places, strict=True)])
+        torch.testing.assert_close(pn.vmap(gradient, axes)(*given), expected, rtol=0, atol=1e-12)
+        outside = pn.grad(lambda *given: pn.vmap(f, axes)(*given).sum(), argument)(*given)
+        torch.testing.assert_close(outside.movedim(axis, 0), expected, rtol=0, atol=1e-12)
+    recorded = pn.per_sample.grads(lambda p, grid: f(p["x"], grid), in_dims=axes[1])({"x": images[0]}, (given[1],))
+    expected = torch.stack([pn.grad(f)(images[0], grid) for grid in places])
+    torch.testing.assert_close(recorded["x"], expected, rtol=0, atol=1e-12)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [

@@ -79,7 +79,7 @@ class Tape:
         self.examples, self.level = batch.size, functorch._vmap_increment_nesting(batch.size, "error")
         try:
             pairs = zip(batch.leaves, batch.dims, strict=True)
-            leaves = [x if dim is None else functorch._add_batch_dim(x, dim % x.dim(), self.level) for x, dim in pairs]
+            leaves = [x if dim is None else functorch._add_batch_dim(x, dim, self.level) for x, dim in pairs]
             losses = functorch._remove_batch_dim(batch.call(fn, leaves), self.level, batch.size, 0)
             # One that does not depend on the example comes as one number seen many times: make it many.
             return losses.contiguous()
