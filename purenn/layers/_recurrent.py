@@ -156,11 +156,13 @@ def _direction(
 
     def body(state: State, entry: Entry) -> Stepped:
         of_x, here = entry
-        new = step(of_x, state, weights)
+        y, *rest = step(of_x, state, weights)
+        # In the dtype of the state, which is not that of autocast.
+        new = tuple(after.to(before.dtype) for after, before in zip((y, *rest), state, strict=True))
         if here is None:
-            return new, new[0]
+            return new, y
         new = tuple(torch.where(here, after, before) for after, before in zip(new, state, strict=True))
-        return new, torch.where(here, new[0], 0)
+        return new, torch.where(here, y, 0)
 
     last, outputs = scan(body, first, (input_part(x, weights), valid), reverse=reverse)
     return outputs, last

@@ -231,6 +231,25 @@ def test_single_precision(name: str, device: torch.device) -> None:
             torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("name", ["RNN", "LSTM", "GRU"])
+def test_autocast(name: str, device: torch.device) -> None:
+    """Under autocast steps have another dtype than the state, with and without kernels and lengths."""
+    p = getattr(layers, name).init(pn.random.key(0, device), 3, 4)
+    x = pn.random.normal(pn.random.key(1, device), (2, 5, 3))
+    lengths = torch.tensor([5, 3, 4], device=device)
+
+    def value(p: Any, x: Tensor, **options: Any) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            y, last = p(x[:, None].expand(-1, 3, -1) if options else x, **options)
+        return y.float().square().sum() + sum(h.float().sum() for h in pn.tree.leaves(last))
+
+    for options in ({}, {"lengths": lengths}):
+        found = pn.vmap(pn.grad(lambda p, x, options=options: value(p, x, **options)), (None, 0))(p, x)
+        expected = pn.tree.stack([pn.grad(lambda p, x=one, o=options: value(p, x, **o))(p) for one in x])
+        for one, other in zip(pn.tree.leaves(found), pn.tree.leaves(expected), strict=True):
+            assert (one - other).norm() < 0.03 * other.norm()
+
+
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_dropout_between_layers(name: str, device: torch.device) -> None:
     """With a key, what a layer hands on has zeros and the rest is scaled; without one nothing happens."""

@@ -219,6 +219,22 @@ def test_input_changed_afterwards(device: torch.device) -> None:
     )
 
 
+def test_value_changed_that_the_gradient_needs(device: torch.device) -> None:
+    """What no parameter has to do with is torch's to notice."""
+    p, x, _ = setting(device)
+
+    def loss(p: Linear, x: Tensor) -> Tensor:
+        y = F.linear(x, p.weight).exp()
+        return y.mul_(2).sum()
+
+    refused(
+        MutationError,
+        "per_sample.record: the function overwrites in place a value that the gradient needs. Write `y = f(x)` into a "
+        "new name instead of changing x in place.",
+        lambda: pn.per_sample.record(loss, p, (x,)),
+    )
+
+
 def test_parameter_written_to(device: torch.device) -> None:
     """A parameter that is written to where no gradient is recorded is noticed, too."""
 

@@ -12,7 +12,21 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import purenn as pn
-from purenn.layers import Conv2d, Dropout, Embedding, Flatten, LayerNorm, Linear, ReLU, Sequential, dropout
+from purenn.layers import (
+    RNN,
+    Conv1d,
+    Conv2d,
+    Conv3d,
+    ConvTranspose2d,
+    Dropout,
+    Embedding,
+    Flatten,
+    LayerNorm,
+    Linear,
+    ReLU,
+    Sequential,
+    dropout,
+)
 
 D = torch.float64
 
@@ -371,6 +385,40 @@ def test_noise_scale(device: torch.device) -> None:
     trace = gradients.var(0).sum()
     squared_norm = gradients.mean(0).square().sum() - trace / len(gradients)
     assert same(list(found), [trace / squared_norm, squared_norm, trace])
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda k: (Linear.init(k, 6, 3), (6,)),
+        lambda k: (Linear.init(k, 6, 3), (4, 6)),
+        lambda k: (Conv1d.init(k, 6, 3, 2), (6, 5)),
+        lambda k: (Conv2d.init(k, 6, 4, 2, groups=2), (6, 5, 5)),
+        lambda k: (Conv3d.init(k, 2, 3, 2), (2, 3, 3, 3)),
+        lambda k: (ConvTranspose2d.init(k, 6, 3, 2, stride=2), (6, 3, 3)),
+        lambda k: (RNN.init(k, 6, 3, batch_first=True), (1, 4, 6)),
+    ],
+)
+@pytest.mark.parametrize("budget", [2**30, 0])
+def test_autocast(make: Any, budget: int, device: torch.device) -> None:
+    """Under autocast, where results have another dtype than parameters, they are those of a loop but for rounding."""
+    p, shape = make(pn.random.key(0, device))
+    x = pn.random.normal(pn.random.key(1, device), (EXAMPLES, *shape))
+
+    def loss(p: Any, x: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            y = p(x)
+        return (y[0] if isinstance(y, tuple) else y).float().square().sum()
+
+    expected = rows(pn.tree.stack([pn.grad(loss)(p, one) for one in x]))
+    norms = expected.norm(dim=1)
+    record = pn.per_sample.record(loss, p, (x,), budget=budget)
+    torch.testing.assert_close(record.norms(), norms, rtol=0.02, atol=0)
+    bound = float(norms.median())
+    found = torch.cat([leaf.flatten() for leaf in pn.tree.leaves(record.clipped_sum(bound))])
+    wanted = (bound / norms).clamp(max=1) @ expected
+    assert (found - wanted).norm() < 0.02 * wanted.norm()
+    assert (rows(record.grads()) - expected).norm() < 0.02 * expected.norm()
 
 
 def test_losses_in_half_precision(device: torch.device) -> None:

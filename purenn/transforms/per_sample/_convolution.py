@@ -10,7 +10,7 @@ from torch import Tensor
 from purenn.transforms.per_sample._handle import Handle, Node
 from purenn.transforms.per_sample._kernel_gradients import Convolution, weight_gradient, weight_gradients
 from purenn.transforms.per_sample._outer import is_compact, is_fast
-from purenn.transforms.per_sample._part import Part, Small, root
+from purenn.transforms.per_sample._part import Part, Small, cast, root
 from purenn.transforms.per_sample._tape import Tape, rule
 
 
@@ -26,7 +26,9 @@ class Windows(Part):
 
     def __init__(self, gradient: Tensor, input: Tensor, weight: Tensor, options: Convolution, examples: int) -> None:
         super().__init__(examples, weight.shape, weight.element_size())
-        self.gradient, self.input, self.weight, self.options = gradient, input, weight, options
+        # Under autocast they are in other dtypes.
+        self.gradient, self.input = cast(gradient, weight.dtype), cast(input, weight.dtype)
+        self.weight, self.options = weight, options
 
     @property
     def compact(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -137,7 +137,8 @@ def _by_recording(
         refuse_writes(NAME, ["0 or the batch"] * len(given), before, versions(given))
         if tape.is_left_by(losses):
             return None
-        tape.backward(losses)
+        with translated(NAME):
+            tape.backward(losses)
         return Recorded(argument, losses.detach(), _parts(tape))
 
 
