@@ -2,13 +2,12 @@
 
 Under a vmap over tasks whose parameters are all stacked, vmap makes a product and several views of every layer, and the
 gradients that plain autograd records of them are made of twice as many. Here both are written out for stacked tensors.
-Where a loss consists of these functions alone, its gradient is taken by the formulas. Its own derivative, a product
-with the Hessian, is then the forward derivative of the gradient: fewer operations than to differentiate each of those
-that the gradient is made of. Where a loss does anything else, autograd takes its gradient, of the same results.
+Where a loss consists of these functions alone, its gradient is taken by formulas, see `_at_once_loss`. Where it does
+anything else, autograd takes its gradient, of the same results.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -16,9 +15,9 @@ from torch import Tensor
 from torch._C import _DisableFuncTorch
 from torch._C._functorch import _add_batch_dim, _remove_batch_dim, is_batchedtensor, maybe_current_level
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
-from torch.autograd.function import _SingleLevelFunction
 from torch.overrides import TorchFunctionMode
 
+from purenn.transforms._at_once_loss import Call, Gradients, Loss
 from purenn.transforms._at_once_rules import (
     GELU,
     RELU,
@@ -39,39 +38,6 @@ from purenn.transforms._at_once_rules import (
     product,
 )
 from purenn.transforms._cross_entropy import cross_entropies
-from purenn.transforms._lean import pulled_back
-
-
-class _Call(NamedTuple):
-    """A call of one of the functions.
-
-    Attributes:
-        places: for each input the place of its gradient; None if it does not depend on the leaves.
-        rule: its derivatives.
-        is_value: whether the result is one number for each task.
-        needed: what the rule keeps.
-        versions: of that.
-    """
-
-    places: list[int | None]
-    rule: Rule
-    is_value: bool
-    needed: list[Tensor]
-    versions: list[int]
-
-    def is_written(self) -> bool:
-        """Whether something that the rule keeps has been written into."""
-        return [x._version for x in self.needed] != self.versions
-
-    def of(self, entries: Sequence[Some]) -> list[Some]:
-        """Those of the inputs."""
-        return [None if place is None else entries[place] for place in self.places]
-
-    def put(self, entries: list[Some], new: Sequence[Some]) -> None:
-        """Replace them."""
-        for place, entry in zip(self.places, new, strict=True):
-            if place is not None:
-                entries[place] = entry
 
 
 class AtOnce(TorchFunctionMode):
@@ -86,15 +52,13 @@ class AtOnce(TorchFunctionMode):
 
     def __init__(self, level: int, size: int, leaves: Sequence[Tensor] = (), *, is_traced: bool = False) -> None:
         super().__init__()
-        if is_traced:
-            leaves = ()
-        self._functions = _NEEDED if is_traced else _FUNCTIONS
+        self._functions, leaves = (_NEEDED, ()) if is_traced else (_FUNCTIONS, leaves)
         self._level, self._size, self._leaves = level, size, leaves
         # The leaves and the results of the calls; kept, so that no other tensor gets the identity of one of them.
         self._values = list(leaves)
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
         self._versions = [leaf._version for leaf in leaves]
-        self._calls: list[_Call] = []
+        self._calls: list[Call] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         function = self._functions.get(func)
@@ -119,7 +83,7 @@ class AtOnce(TorchFunctionMode):
         return _add_batch_dim(x, 0, self._level)
 
     def done(self, output: Tensor, inputs: Sequence[Tensor], rule: Rule, *, is_value: bool = False) -> Tensor:
-        """The result of a function as that of one task; for the arguments see `_Call`."""
+        """The result of a function as that of one task; for the arguments see `Call`."""
         if self._leaves and output.requires_grad:
             known, places, dtype = self._places, [], output.dtype
             for given in inputs:
@@ -137,7 +101,7 @@ class AtOnce(TorchFunctionMode):
                 self._values.append(output)
                 self._versions.append(output._version)
                 needed = [x for x in rule if isinstance(x, Tensor)]
-                self._calls.append(_Call(places, rule, is_value, needed, [x._version for x in needed]))
+                self._calls.append(Call(places, rule, is_value, needed, [x._version for x in needed]))
         return self.of_each(output)
 
     def gradients(self, total: Tensor, *, recorded: bool, rate: float | None = None) -> Sequence[Some] | None:
@@ -155,7 +119,7 @@ class AtOnce(TorchFunctionMode):
         if place < count or total._version != self._versions[place]:
             return None
         calls, scale = self._calls[: place + 1 - count], 1.0 if rate is None else -rate
-        loss = _Loss(self._leaves, calls, scale if calls[-1].is_value else torch.full_like(total, scale), rate)
+        loss = Loss(self._leaves, calls, scale if calls[-1].is_value else torch.full_like(total, scale), rate)
         if loss.is_written():
             return None
         with temporarily_clear_interpreter_stack():
@@ -164,91 +128,7 @@ class AtOnce(TorchFunctionMode):
             if not recorded:
                 return found
             # Apart, since what belongs to the graph of the gradients must not hold them.
-            return _Gradients.apply(loss, cotangents, found, *self._leaves)  # pyright: ignore[reportAttributeAccessIssue]
-
-
-class _Loss(NamedTuple):
-    """The calls that lead from some leaves to a value.
-
-    Attributes:
-        leaves: the leaves.
-        calls: the calls, the last of which gives the value.
-        top: the gradient by the value.
-        rate: see `AtOnce.gradients`.
-    """
-
-    leaves: Sequence[Tensor]
-    calls: list[_Call]
-    top: Any
-    rate: float | None
-
-    def is_written(self) -> bool:
-        """Whether something that the derivatives need has been written into."""
-        return any([call.is_written() for call in self.calls])  # noqa: C419
-
-    def gradients(self) -> tuple[list[Some], list[Any]]:
-        """What `AtOnce.gradients` returns, and what `changes` needs of the gradients by the results of all calls."""
-        calls = self.calls
-        needed: list[Any] = [None] * len(calls)
-        found = self._start(self.leaves)
-        found[-1] = self.top
-        for number in range(len(calls) - 1, -1, -1):
-            call, g = calls[number], found.pop()
-            if g is not None:
-                needed[number] = g if call.rule.bends else 1.0
-                call.put(found, call.rule.pull(g, call.of(found)))
-        return [None if x is leaf else x for x, leaf in zip(found, self.leaves, strict=True)], needed
-
-    def changes(self, cotangents: Sequence[Any], tangents: Sequence[Some]) -> list[Some]:
-        """The changes of the gradients along tangents of the leaves, which are the same as gradients by the leaves.
-
-        Args:
-            cotangents: what `gradients` says is needed.
-            tangents: those of the leaves.
-        """
-        calls = self.calls
-        along: list[Some] = [*tangents]
-        for call, g in zip(calls[:-1], cotangents, strict=False):
-            along.append(None if g is None else call.rule.push(call.of(along)))
-        found = self._start(tangents)
-        for number in range(len(calls) - 1, -1, -1):
-            call, g, change = calls[number], cotangents[number], found.pop()
-            if g is not None:
-                call.put(found, call.rule.turn(g, change, call.of(along), call.of(found)))
-        return found
-
-    def _start(self, leaves: Sequence[Some]) -> list[Any]:
-        return [*([None] * len(leaves) if self.rate is None else leaves), *[None] * len(self.calls)]
-
-
-class _Gradients(_SingleLevelFunction):
-    """The gradients of a loss, or the leaves after a step; their derivatives are products with the Hessian."""
-
-    @staticmethod
-    def forward(ctx: Any, loss: _Loss, cotangents: list[Any], found: list[Some], *leaves: Tensor) -> tuple[Some, ...]:
-        """What has been found."""
-        ctx.loss, ctx.cotangents = loss, cotangents
-        ctx.set_materialize_grads(False)
-        return tuple(found)
-
-    @staticmethod
-    def backward(ctx: Any, *tangents: Some) -> tuple[Any, ...]:
-        """The products."""
-        loss: _Loss = ctx.loss
-        if loss.is_written():
-            raise RuntimeError(
-                "one of the variables needed for gradient computation has been modified by an inplace operation"
-            )
-        if not torch.is_grad_enabled():
-            return None, None, None, *loss.changes(ctx.cotangents, tangents)
-        # A third derivative is asked for: by autograd, of what the gradients are made of.
-        pairs = [
-            (root, tangent)
-            for root, tangent in zip(loss.gradients()[0], tangents, strict=True)
-            if root is not None and root.requires_grad and tangent is not None
-        ]
-        roots, given = [root for root, _ in pairs], [tangent for _, tangent in pairs]
-        return None, None, None, *pulled_back(roots, given, loss.leaves, recorded=True)
+            return Gradients.apply(loss, cotangents, found, *self._leaves)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _linear(tasks: AtOnce, input: Any, weight: Any, bias: Any = None) -> Tensor | None:

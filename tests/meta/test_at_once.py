@@ -15,7 +15,8 @@ import purenn as pn
 from purenn.errors import BatchingError, MutationError
 from purenn.layers import Linear, Sequential
 from purenn.optim._row import Row
-from purenn.transforms import _at_once, _nested
+from purenn.transforms import _nested
+from purenn.transforms._at_once_loss import Loss
 
 SGD = pn.optim.sgd(0.1)
 
@@ -167,8 +168,8 @@ def test_compositions(device: torch.device, names: list[str], error: str, is_tie
 def test_products_with_the_hessian(device: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     """Second derivatives are one product for each step, and a plain step is made with its gradient."""
     products: list[Any] = []
-    changes = _at_once._Loss.changes
-    monkeypatch.setattr(_at_once._Loss, "changes", lambda *given: products.append(given) or changes(*given))
+    changes = Loss.changes
+    monkeypatch.setattr(Loss, "changes", lambda *given: products.append(given) or changes(*given))
     stepped: list[Any] = []
     step = Row.step
     monkeypatch.setattr(Row, "step", lambda *given: stepped.append(given) or step(*given))
