@@ -154,11 +154,14 @@ def _direction(
     starts at each sequence's own end.
     """
 
+    has_other_dtypes = torch.is_autocast_enabled(x.device.type)
+
     def body(state: State, entry: Entry) -> Stepped:
         of_x, here = entry
-        y, *rest = step(of_x, state, weights)
-        # In the dtype of the state, which is not that of autocast.
-        new = tuple(after.to(before.dtype) for after, before in zip((y, *rest), state, strict=True))
+        new = step(of_x, state, weights)
+        y = new[0]
+        if has_other_dtypes:
+            new = tuple(after.to(before.dtype) for after, before in zip(new, state, strict=True))
         if here is None:
             return new, y
         new = tuple(torch.where(here, after, before) for after, before in zip(new, state, strict=True))
