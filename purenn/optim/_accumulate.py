@@ -5,9 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from purenn._dtypes import in_dtype
 from purenn.errors import ArgumentError
 from purenn.optim._hyperparameters import as_number
-from purenn.optim._transformation import GradientTransformation, apply_updates, in_dtype, with_state, zeros_like
+from purenn.optim._transformation import GradientTransformation, apply_updates, with_state, zeros_like
 from purenn.tree import container
 from purenn.tree import map as tree_map
 

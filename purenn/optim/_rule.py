@@ -13,13 +13,14 @@ import optree
 import torch
 from torch import Tensor
 
+from purenn._dtypes import in_dtype
 from purenn._modes import is_plain
 from purenn.errors import ArgumentError
 from purenn.optim._fast import fast_step
 from purenn.optim._hyperparameters import Hyperparameter, Values, is_zero, values_at
 from purenn.optim._row import Finish, Row
 from purenn.optim._tensor_list import V, plus
-from purenn.optim._transformation import GradientTransformation, in_dtype, require_state
+from purenn.optim._transformation import GradientTransformation, require_state
 from purenn.tree import contiguous, named_leaves, partition
 from purenn.tree._contiguous import segments
 from purenn.tree._memory import LARGE, spread

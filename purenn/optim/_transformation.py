@@ -3,9 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-import torch
-from torch import Tensor
-
+from purenn._dtypes import in_dtype
 from purenn.errors import ArgumentError
 from purenn.tree import HOLE, container, partition
 from purenn.tree import map as tree_map
@@ -77,12 +75,6 @@ def apply_updates(params: T, updates: Any) -> T:
     Leaves without an update (buffers, frozen ones) stay as they are.
     """
     return tree_map(lambda value, update: in_dtype(value.dtype, value + update), params, updates)
-
-
-def in_dtype(dtype: torch.dtype, x: Tensor) -> Tensor:
-    """A tensor in a dtype."""
-    # Under vmap even a conversion that changes nothing takes its time.
-    return x if x.dtype is dtype else x.to(dtype)
 
 
 def require_state(name: str, kind: type, state: Any) -> None:

@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from purenn._dtypes import in_dtype
 from purenn.transforms.per_sample._handle import Handle, Node
 from purenn.transforms.per_sample._kernel_gradients import Convolution, weight_gradient, weight_gradients
 from purenn.transforms.per_sample._outer import is_compact, is_fast
-from purenn.transforms.per_sample._part import Part, Small, cast, root
+from purenn.transforms.per_sample._part import Part, Small, root
 from purenn.transforms.per_sample._tape import Tape, rule
 
 
@@ -27,7 +28,7 @@ class Windows(Part):
     def __init__(self, gradient: Tensor, input: Tensor, weight: Tensor, options: Convolution, examples: int) -> None:
         super().__init__(examples, weight.shape, weight.element_size())
         # Under autocast they are in other dtypes.
-        self.gradient, self.input = cast(gradient, weight.dtype), cast(input, weight.dtype)
+        self.gradient, self.input = in_dtype(weight.dtype, gradient), in_dtype(weight.dtype, input)
         self.weight, self.options = weight, options
 
     @property

@@ -8,6 +8,7 @@ import optree
 import torch
 from torch import Tensor
 
+from purenn._dtypes import in_dtype
 from purenn._modes import is_traced
 from purenn.errors import GradientError
 from purenn.random import strict
@@ -30,7 +31,7 @@ from purenn.transforms.per_sample import (
 )
 from purenn.transforms.per_sample._handle import EscapedError, Handle, Node
 from purenn.transforms.per_sample._joined import joined
-from purenn.transforms.per_sample._part import Budget, Materialised, Part, cast
+from purenn.transforms.per_sample._part import Budget, Materialised, Part
 from purenn.transforms.per_sample._pulled import Pulled
 from purenn.transforms.per_sample._tape import Tape, Watching
 from purenn.tree._checks import require_function
@@ -66,14 +67,14 @@ class Recorded(NamedTuple):
         losses, found = self.losses, {}
         for path, _, part in self.named:
             norms = torch.zeros_like(losses) if part is None else part.norms(budget)
-            found[path] = cast(norms, torch.promote_types(norms.dtype, losses.dtype))
+            found[path] = in_dtype(torch.promote_types(norms.dtype, losses.dtype), norms)
         return found
 
     def leaves(self, of_part: Callable[[str, Part], Tensor], *lead: int) -> list[Tensor]:
         """A tensor for every leaf: of its part, or zeros ``[*lead, *shape]`` if it has none."""
         # From the last to the first: a bias before its weight, whose product takes from the cache what both share.
         found = [
-            value.new_zeros((*lead, *value.shape)) if part is None else cast(of_part(path, part), value.dtype)
+            value.new_zeros((*lead, *value.shape)) if part is None else in_dtype(value.dtype, of_part(path, part))
             for path, value, part in reversed(self.named)
         ]
         return found[::-1]

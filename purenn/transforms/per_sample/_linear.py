@@ -7,10 +7,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from purenn._dtypes import in_dtype
 from purenn.transforms.per_sample._below import BelowVmap
 from purenn.transforms.per_sample._handle import Handle, Node
 from purenn.transforms.per_sample._outer import Outer
-from purenn.transforms.per_sample._part import Later, Part, Small, cast, over_positions
+from purenn.transforms.per_sample._part import Later, Part, Small, over_positions
 from purenn.transforms.per_sample._tape import PHYSICAL_RULES, Tape, rule
 
 #: What a product contributes, from the gradients of its output and its input.
@@ -24,7 +25,7 @@ def matrix_use(node: Node, left: Tensor, right: Tensor) -> tuple[Node, Outer]:
     sides exchanged.
     """
     dtype = node.value.dtype
-    left, right = cast(left, dtype), cast(right, dtype)
+    left, right = in_dtype(dtype, left), in_dtype(dtype, right)
     if node.is_transposed:
         assert node.base is not None
         node, left, right = node.base, right, left

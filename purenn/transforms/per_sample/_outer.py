@@ -14,7 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from purenn.transforms.per_sample._part import Part, Products, cast, root
+from purenn._dtypes import in_dtype
+from purenn.transforms.per_sample._part import Part, Products, root
 
 #: Multiplications and additions in the time in which one number of a gradient is written and read twice, on a CPU.
 _OPERATIONS_A_NUMBER = 64
@@ -106,7 +107,7 @@ class Outer(Part):
     def summed(self, weights: Tensor) -> Tensor:
         """By one product for all examples, as in the gradient of a batch."""
         left, right = self.sides
-        factors = cast(weights, left.dtype)
+        factors = in_dtype(left.dtype, weights)
         # They go to the smaller side.
         if left.shape[-1] <= right.shape[-1]:
             left = self._scaled(left, factors)

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from purenn._dtypes import in_dtype
 from purenn._modes import is_plain
 
 # How much is computed at a time where the gradients of all examples have no room.
@@ -98,7 +99,7 @@ class Part:
         kept = self.kept
         if kept is None:
             return self.summed(weights).view(self.shape)
-        return self.arranged_sum(cast(weights, kept.dtype).unsqueeze(0).mm(rows(kept)))
+        return self.arranged_sum(in_dtype(kept.dtype, weights).unsqueeze(0).mm(rows(kept)))
 
     def plan(self, budget: Budget) -> tuple[str, bool]:
         """How norms will be found, and whether the gradients will be kept; the room for them is taken."""
@@ -211,7 +212,7 @@ class Later(Small):
     def kept(self) -> Tensor:
         """The gradients; what they are made of is forgotten."""
         assert self._make is not None
-        made, self._make = cast(self._make(), self._dtype), None
+        made, self._make = in_dtype(self._dtype, self._make()), None
         return made
 
 
@@ -226,11 +227,6 @@ class Products:
         if self._last is None or self._last[0] is not one or self._last[1] is not other:
             self._last = one, other, one @ other.T
         return self._last[2]
-
-
-def cast(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in a dtype: without a call of torch where it has it, which is nearly always."""
-    return x if x.dtype == dtype else x.to(dtype)
 
 
 def rows(gradients: Tensor) -> Tensor:

@@ -8,11 +8,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from purenn._dtypes import in_dtype
 from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._engine import NAME, Recorded
 from purenn.transforms.per_sample._explain import Explanation, explained
 from purenn.transforms.per_sample._kronecker import KroneckerFactors, factors_of
-from purenn.transforms.per_sample._part import Budget, Products, cast, squares, together
+from purenn.transforms.per_sample._part import Budget, Products, squares, together
 from purenn.tree._walk import short
 
 P = TypeVar("P")
@@ -263,6 +264,6 @@ def _products(mine: Recorded, theirs: Recorded) -> Tensor:
     for (_, _, one), (_, _, other) in zip(mine.named, theirs.named, strict=True):
         if one is not None and other is not None:
             found = one.gram(other, products)
-            found = cast(found, torch.promote_types(found.dtype, mine.losses.dtype))
+            found = in_dtype(torch.promote_types(found.dtype, mine.losses.dtype), found)
             total = found if total is None else total + found
     return mine.losses.new_zeros(len(mine.losses), len(theirs.losses)) if total is None else total
