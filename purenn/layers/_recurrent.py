@@ -153,7 +153,6 @@ def _direction(
     Where a step is not valid the state stays what it is. So the reverse direction, which meets those steps first,
     starts at each sequence's own end.
     """
-
     has_other_dtypes = torch.is_autocast_enabled(x.device.type)
 
     def body(state: State, entry: Entry) -> Stepped:
