@@ -96,3 +96,9 @@ def norms_go_wrong() -> bool:
 def is_plain(*tensors: Tensor) -> bool:
     """Whether operations run at once, as in `runs_at_once`, and are differentiated once at most."""
     return not _nested.depth and runs_at_once(*tensors)
+
+
+def is_autocast(x: Tensor) -> bool:
+    """Whether torch converts what its operations get on this tensor's device."""
+    # torch raises where it has no autocast, and its own question for that cannot be compiled in 2.11.
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)

@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from purenn import random
 from purenn._kernels import may_use_kernels
-from purenn._modes import is_plain
+from purenn._modes import is_autocast, is_plain
 from purenn.errors import ArgumentError, ShapeError
 from purenn.layers._lstm_op import has_kernel, lstm_by_kernel
 from purenn.layers.dropout import Dropout, dropout
@@ -153,7 +153,7 @@ def _direction(
     Where a step is not valid the state stays what it is. So the reverse direction, which meets those steps first,
     starts at each sequence's own end.
     """
-    has_other_dtypes = torch.is_autocast_enabled(x.device.type)
+    has_other_dtypes = is_autocast(x)
 
     def body(state: State, entry: Entry) -> Stepped:
         of_x, here = entry

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import grad
 from torch.overrides import has_torch_function_variadic
 
-from purenn._modes import is_differentiated_again, is_reverse_only
+from purenn._modes import is_autocast, is_differentiated_again, is_reverse_only
 
 _BY_WEIGHT: dict[Any, Callable[..., Tensor]] = {
     F.conv1d: grad.conv1d_weight,
@@ -33,7 +33,7 @@ def is_constant_input(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and (bias is None or bias.dtype == weight.dtype)
         and is_reverse_only(x, weight)
         and not has_torch_function_variadic(x, weight)
-        and not torch.is_autocast_enabled(x.device.type)
+        and not is_autocast(x)
     )
 
 

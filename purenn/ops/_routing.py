@@ -3,11 +3,10 @@
 from collections.abc import Callable
 from typing import Literal
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from purenn._modes import is_plain
+from purenn._modes import is_autocast, is_plain
 from purenn.errors import ArgumentError, ShapeError
 from purenn.ops._routing_forms import Options, sum_folded, sum_given_votes, sum_of_votes
 from purenn.ops._routing_op import sum_by_tiles
@@ -86,7 +85,7 @@ def _require_fitting(W: Tensor, u: Tensor) -> None:
             f"dynamic_routing: expected W [out_caps, in_caps, out_dim, in_dim] and u [*batch, in_caps, in_dim], got W "
             f"{tuple(W.shape)} and u {tuple(u.shape)}."
         )
-    if W.dtype != u.dtype and not torch.is_autocast_enabled(u.device.type):
+    if W.dtype != u.dtype and not is_autocast(u):
         raise ArgumentError(
             f"dynamic_routing: W is {W.dtype} and u is {u.dtype}; cast one of them, as with u.to(W.dtype)."
         )

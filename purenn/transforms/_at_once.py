@@ -17,6 +17,7 @@ from torch._C._functorch import _add_batch_dim, _remove_batch_dim, is_batchedten
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
+from purenn._modes import is_autocast
 from purenn.transforms._at_once_loss import Call, Gradients, Loss
 from purenn.transforms._at_once_rules import (
     GELU,
@@ -133,7 +134,7 @@ class AtOnce(TorchFunctionMode):
 
 def _linear(tasks: AtOnce, input: Any, weight: Any, bias: Any = None) -> Tensor | None:
     given = tasks.of_all(input, weight) if bias is None else tasks.of_all(input, weight, bias)
-    if given is None or not _are_layers(*given) or torch.is_autocast_enabled(given[0].device.type):
+    if given is None or not _are_layers(*given) or is_autocast(given[0]):
         return None
     rows, matrices, *biases = given
     turned = matrices.mT

@@ -164,7 +164,7 @@ class Case:
 
     def outputs(self, p: Any, floats: Sequence[Tensor], others: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The floating tensors of the output."""
-        return tuple(y for y in tensors(self.apply(p, floats, others)[0]) if y.is_floating_point())
+        return floating(self.apply(p, floats, others)[0])
 
     def loss(self, p: Any, floats: Sequence[Tensor], others: Sequence[Tensor]) -> Tensor:
         """One number of the output, which is curved and treats no element like another."""
@@ -235,6 +235,11 @@ def _unlike_defaults(module: nn.Module) -> None:
 def tensors(tree: Any) -> list[Tensor]:
     """The tensors of a result."""
     return [leaf for leaf in optree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+def floating(tree: Any) -> tuple[Tensor, ...]:
+    """The tensors of a result that have a derivative."""
+    return tuple(y for y in tensors(tree) if y.is_floating_point())
 
 
 def total(outputs: Sequence[Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from _cases import Case, tensors, total
+from _cases import Case, floating, tensors, total
 from _derivatives import against_differences, derivatives, gradient, number_of, same, trained
 from _reference import weights_like
 from _samples import torch_may_warn
@@ -98,13 +98,13 @@ def opaque(case: Case) -> None:
     def loss(p: Any, floats: tuple, others: tuple) -> Tensor:
         args, kwargs = case.arguments_of_module(_moved(floats, p["shifts"]), others)
         y = p["layer"](*args, train=train, **kwargs)
-        return _total(y[0] if pn.is_stateful(p["layer"]) else y)
+        return total(floating(y[0] if pn.is_stateful(p["layer"]) else y))
 
     p, rows = _with_shifts(bridge.from_module(case.fresh_module()), floats), []
     for number in range(EXAMPLES):
         module, (given, rest) = case.fresh_module().train(train), case.inputs(number)
         given = tuple(x.clone().requires_grad_() for x in given)
-        value = _total(case.reference(module, given, rest))
+        value = total(floating(case.reference(module, given, rest)))
         rows.append([x.to_dense() for x in derivatives(value, [*module.parameters(), *given])])
     adapt = pn.meta.inner_loop(loss, pn.optim.sgd(1e-3), 2)
     ways = [pn.meta.grad(lambda p, *task: loss(adapt(p, *task)[0], *task), how) for how in ("sum", "loop")]
@@ -122,10 +122,6 @@ def _with_shifts(layer: Any, floats: tuple[Tensor, ...]) -> Any:
 
 def _moved(floats: Sequence[Tensor], shifts: Sequence[Tensor]) -> tuple[Tensor, ...]:
     return tuple(x + shift for x, shift in zip(floats, shifts, strict=True))
-
-
-def _total(output: Any) -> Tensor:
-    return total(tuple(y for y in tensors(output) if y.is_floating_point()))
 
 
 def _check_records(case: Case, loss: Any, p: Any, batch: tuple, gradients: list[list[Tensor]]) -> None:

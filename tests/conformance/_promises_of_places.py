@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _cases import Case, tensors, total
+from _cases import Case, floating, tensors, total
 from _derivatives import same
 from _samples import torch_may_warn
 from torch import Tensor, nn
@@ -55,8 +55,8 @@ def bfloat16(case: Case) -> None:
     """In bfloat16 results stay bfloat16, and wrong by 5% of the largest value at most, or twice what torch's are."""
     half = case.moved(torch.bfloat16)
     exact = half.moved(torch.float64)
-    found = [y for y in half.values(half.p, *half.inputs()) if y.is_floating_point()]
-    expected = [y for y in exact.values(exact.p, *exact.inputs()) if y.is_floating_point()]
+    found = floating(half.values(half.p, *half.inputs()))
+    expected = floating(exact.values(exact.p, *exact.inputs()))
     for i, (one, other) in enumerate(zip(found, expected, strict=True)):
         assert one.dtype == torch.bfloat16, one.dtype
         if not other.numel():
@@ -153,7 +153,7 @@ def _hooks_of(module: nn.Module, call: Callable[[], Any]) -> _Hooks:
         part.register_full_backward_hook(lambda *_, name=name: backward.add(name))
     with torch_may_warn():
         output = call()
-        value = total([y for y in tensors(output) if y.is_floating_point()])
+        value = total(floating(output))
         if value.requires_grad:
             value.backward()
     return _Hooks(output, forward, backward)

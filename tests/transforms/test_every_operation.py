@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -22,6 +23,9 @@ REASONS = {
     "native_group_norm": "its plain derivative leaves out the means and deviations that it returns",
     "as_strided_partial_views": "it reads what lies beside its argument in memory, which a copy does not have",
     "nn_functional_linear_cross_entropy_chunked": "it has a first derivative only, and none that is taken under vmap",
+    "linalg_eig": "its derivative is that of functions of which this loss is none",
+    **dict.fromkeys(("__rpow__", "special_entr"), "it is not finite for the numbers of its samples"),
+    **dict.fromkeys(("sparse_sampled_addmm", "to_sparse"), "sparse"),
     **dict.fromkeys(("bfloat16", "half", "chalf", "float", "cfloat"), "what is added is rounded before or after"),
 }
 # Operations that some transformation refuses by an error of ours, and why.
@@ -75,7 +79,7 @@ class Call(NamedTuple):
         total = scale * 0
         for y in results:
             if isinstance(y, Tensor) and (y.is_floating_point() or y.is_complex()):
-                y = torch.view_as_real(y) if y.is_complex() else y
+                y = torch.view_as_real(y.resolve_conj()) if y.is_complex() else y
                 total = total + (y * (y + 1).detach().cos() * scale).sum()
         return total
 
@@ -87,26 +91,23 @@ class Call(NamedTuple):
 
 
 def calls(name: str, device: torch.device) -> list[Call]:
-    """Calls of an operation with few numbers, one for each of their tensors."""
-    found: list[Call] = []
+    """Calls of an operation with few numbers, or the one with the fewest, one for each of their tensors."""
     operation = OPERATIONS[name]
     torch.manual_seed(0)
-    samples = 0
+    made: list[tuple[int, list[Call]]] = []
     for sample in operation.sample_inputs(str(device), D, requires_grad=False):
         several = isinstance(sample.input, list | tuple)
         args = list(sample.input) if several else [sample.input, *sample.args]
         floats = [n for n, x in enumerate(args) if _is_dense(x)]
-        if samples == SAMPLES:
-            break
-        if not floats or sum(args[n].numel() for n in floats) > NUMBERS:
-            continue
-        samples += 1
 
         def called(*values: Any, _rest: tuple = sample.args, _several: bool = several, **kwargs: Any) -> Any:
             return operation.op(list(values), *_rest, **kwargs) if _several else operation.op(*values, **kwargs)
 
-        found += [Call(called, args, sample.kwargs, n, [m for m in floats if m != n]) for n in floats]
-    return found
+        own = [Call(called, args, sample.kwargs, n, [m for m in floats if m != n]) for n in floats]
+        made += [(sum(args[n].numel() for n in floats), own)] if own else []
+    few = [own for size, own in made if size <= NUMBERS][:SAMPLES]
+    fewest = sorted(made, key=lambda pair: pair[0])[:1]
+    return list(itertools.chain.from_iterable(few or [own for _, own in fewest]))
 
 
 def _is_dense(x: Any) -> bool:
@@ -158,12 +159,12 @@ def meta_gradient(call: Call, w: Tensor, data: list[Tensor], *, how: Any, rate: 
     return pn.meta.grad(pn.meta.maml(call.loss, pn.optim.sgd(rate), 1), how)(w, tuple(data), tuple(data))
 
 
-def check(call: Call, *, refused: bool) -> None:
-    """Check all ways, of which some may be refused by an error of ours."""
+def check(call: Call, *, refused: bool) -> bool:
+    """Check all ways, of which some may be refused by an error of ours; False if there is no loop's gradient."""
     w, data = call.args[call.place], call.data()
     expected = looped(call, w, data)
     if expected is None:
-        return
+        return False
     values, gradients = expected
     ways: dict[str, tuple[Callable[..., Tensor], Tensor, float]] = {
         "vmap": (batched, values, 1e-9),
@@ -187,6 +188,7 @@ def check(call: Call, *, refused: bool) -> None:
             size = max(float(wanted.abs().max()), 1.0)
             text = f"{name}, argument {call.place}: "
             torch.testing.assert_close(found, wanted, rtol=0, atol=tolerance * size, msg=text.__add__)
+    return True
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
@@ -195,5 +197,5 @@ def test_as_a_loop(name: str, device: torch.device) -> None:
     """Values, gradients inside and outside of vmap, recorded ones, and derivatives of a step of stacked tasks."""
     if name in REASONS:
         pytest.skip(REASONS[name])
-    for call in calls(name, device):
-        check(call, refused=name in REFUSED)
+    compared = [check(call, refused=name in REFUSED) for call in calls(name, device)]
+    assert any(compared)
