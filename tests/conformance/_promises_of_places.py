@@ -75,11 +75,13 @@ def _distance(one: Tensor, other: Tensor) -> float:
 
 
 def meta(case: Case) -> None:
-    """On the meta device shapes and dtypes are the same; `init` gives the leaves' shapes."""
+    """On the meta device shapes and dtypes are the same, of gradients too; `init` gives the leaves' shapes."""
     there = case.moved("meta")
     found, expected = there.values(there.p, *there.inputs()), case.values(case.p, *case.inputs())
     assert all(y.is_meta for y in found), "a result is not on the meta device"
-    assert _shapes(found) == _shapes(expected), f"{_shapes(found)}, expected {_shapes(expected)}"
+    _check_shapes(found, expected)
+    if case.argnums:
+        _check_shapes(*(tensors(pn.grad(one.loss, one.argnums)(one.p, *one.inputs())) for one in (there, case)))
     made = _init_on_meta(case)
     if made is not None:
         assert all(leaf.is_meta for leaf in pn.tree.leaves(made)), "init allocates"
@@ -87,8 +89,9 @@ def meta(case: Case) -> None:
         assert found == expected, f"{found}, expected {expected}"
 
 
-def _shapes(values: Sequence[Tensor]) -> list[tuple[torch.Size, torch.dtype]]:
-    return [(y.shape, y.dtype) for y in values]
+def _check_shapes(found: Sequence[Tensor], expected: Sequence[Tensor]) -> None:
+    ours, theirs = ([(y.shape, y.dtype) for y in values] for values in (found, expected))
+    assert ours == theirs, f"{ours}, expected {theirs}"
 
 
 def _init_on_meta(case: Case) -> Any:

@@ -284,11 +284,12 @@ def test_what_does_not_fit_the_layer(memory: str, device: torch.device) -> None:
             f"dynamic_routing: expected W [out_caps, in_caps, out_dim, in_dim] and u [*batch, in_caps, in_dim], got W "
             f"(10, 300, 4, 2) and u {shape}."
         )
-    with pytest.raises(ArgumentError) as error:
-        p(torch.zeros(2, 300, 2, dtype=torch.float32, device=device))
-    assert str(error.value) == (
-        "dynamic_routing: W is torch.float64 and u is torch.float32; cast one of them, as with u.to(W.dtype)."
-    )
+    for place in (device, torch.device("meta")):
+        with pytest.raises(ArgumentError) as error:
+            pn.tree.to(p, place)(torch.zeros(2, 300, 2, dtype=torch.float32, device=place))
+        assert str(error.value) == (
+            "dynamic_routing: W is torch.float64 and u is torch.float32; cast one of them, as with u.to(W.dtype)."
+        )
     for iterations, text in ((0, "must be at least 1, got 0."), (2.0, "must be a whole number, got 2.0.")):
         with pytest.raises(ArgumentError) as error:
             pn.replace(p, iterations=iterations)(torch.zeros(2, 300, 2, dtype=DOUBLE, device=device))

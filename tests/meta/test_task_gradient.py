@@ -1,6 +1,7 @@
 """The gradient of many tasks: all ways agree, choose rightly, and work for opaque modules and torch.optim."""
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -11,7 +12,7 @@ from torch import Tensor, fx, nn
 import bridge
 import purenn as pn
 from purenn.errors import ArgumentError, BatchingError, GradientError
-from purenn.layers import Conv1d
+from purenn.layers import Conv1d, Linear
 
 WAYS = ["auto", "vmap", "sum", "loop"]
 maml = pn.meta.maml(mse, pn.optim.sgd(0.1), 2)
@@ -59,6 +60,16 @@ def test_compiled_steps_take_the_data_only(device: torch.device, how: Any) -> No
     loops = [node for graph in graphs for node in graph.graph.nodes if node.target is scan]
     constants: list[Any] = [loop.args[2] for loop in loops]
     assert [len(given) for given in constants] == [2, 1]
+
+
+@pytest.mark.parametrize("how", WAYS)
+@pytest.mark.parametrize("init", [lambda k: Linear.init(k, 8, 3), lambda k: Conv1d.init(k, 1, 1, 3)])
+def test_shapes_on_the_meta_device(how: Any, init: Callable[[Tensor], Any]) -> None:
+    """Every way gives the shapes of the gradients for tensors without values."""
+    p, x = pn.tree.to(init(pn.random.key(0)), "meta"), torch.empty(4, 2, 1, 8, device="meta")
+    learnt = pn.meta.maml(lambda p, x: p(x).square().mean(), pn.optim.sgd(0.1), 2)
+    gradients = pn.meta.grad(learnt, how)(p, (x,), (x,))
+    assert [(g.shape, g.is_meta) for g in pn.tree.leaves(gradients)] == [(w.shape, True) for w in pn.tree.leaves(p)]
 
 
 @pytest.mark.parametrize("how", WAYS)

@@ -151,6 +151,8 @@ class Record(Generic[P]):
     def gram(self, other: "Record[P] | None" = None) -> Float[Tensor, "examples others"]:
         """The inner products of the gradients: with each other, or with those of another record.
 
+        A complex number counts as its two real ones.
+
         Args:
             other: a record of the same parameters, with other examples or another loss.
 
@@ -165,7 +167,10 @@ class Record(Generic[P]):
         )
 
     def second_moment(self) -> P:
-        """The mean over the examples of the squares of all elements: the diagonal of the empirical Fisher matrix."""
+        """The mean over the examples of the squares of all elements: the diagonal of the empirical Fisher matrix.
+
+        The square of a complex element is that of its size.
+        """
         sums = self._assembled(lambda recorded: recorded.leaves(lambda _, part: part.second_moment()), _added, raw=True)
         return self._argument.derivative([total / len(self.losses) for total in sums])
 
