@@ -1,11 +1,12 @@
 """Parts of data along its leading axis."""
 
-from typing import Any
+from typing import Any, NoReturn
 
 import optree
 from torch import Tensor
 
 from purenn.errors import BatchingError
+from purenn.transforms._leaves import tensors_in
 from purenn.tree._walk import flatten, short
 
 
@@ -24,6 +25,13 @@ def count_of(name: str, tasks: tuple) -> int:
     Raises:
         BatchingError: none, or not all the same number.
     """
+    sizes = {len(tensor) if tensor.dim() else 0 for tensor in tensors_in(tasks)}
+    if len(sizes) == 1 and 0 not in sizes:
+        return sizes.pop()
+    _refuse(name, tasks)
+
+
+def _refuse(name: str, tasks: tuple) -> NoReturn:
     sizes: dict[int, tuple[int, str, Tensor]] = {}
     for position, argument in enumerate(tasks, 1):
         leaves, structure = flatten(argument)
@@ -34,11 +42,9 @@ def count_of(name: str, tasks: tuple) -> int:
                 what = _shown(position, path, leaf)
                 raise BatchingError(f"{name}: {what} and has no leading axis with tasks.")
             sizes.setdefault(len(leaf), (position, path, leaf))
-    if len(sizes) != 1:
-        differ = " but ".join(_shown(*found) for found in sizes.values())
-        what = f"the numbers of tasks differ: {differ}" if sizes else "there are no tasks"
-        raise BatchingError(f"{name}: {what}. Every tensor after the parameters has a leading axis for the tasks.")
-    return next(iter(sizes))
+    differ = " but ".join(_shown(*found) for found in sizes.values())
+    what = f"the numbers of tasks differ: {differ}" if sizes else "there are no tasks"
+    raise BatchingError(f"{name}: {what}. Every tensor after the parameters has a leading axis for the tasks.")
 
 
 def _shown(position: int, path: str, leaf: Tensor) -> str:

@@ -1,7 +1,7 @@
 """The gradient of the mean of many tasks' losses."""
 
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -12,8 +12,12 @@ from purenn.meta._choice import Chooser
 from purenn.meta._entries import count_of, entry
 from purenn.transforms import value_and_grad as value_and_grad_of
 from purenn.transforms import vmap
-from purenn.transforms._leaves import scalar_output, split_aux, take_apart, tensors_in
+from purenn.transforms._batch import taken_apart
+from purenn.transforms._closures import Closures
+from purenn.transforms._grad import solved
+from purenn.transforms._leaves import Argument, Problem, problem, scalar_output, split_aux, tensors_in
 from purenn.transforms._nested import stacked_tasks
+from purenn.transforms._vmap import of_batch
 from purenn.tree import map as tree_map
 
 # ``share(params, task, count)``: what one of so many tasks adds to the mean loss, and its auxiliary output.
@@ -135,20 +139,27 @@ def _by_vmap(share: Share) -> Callable[[Any, tuple, int], Found]:
 
 
 def _by_sum(share: Share) -> Callable[[Any, tuple, int], Found]:
-    def total(params: Any, tasks: tuple, count: int) -> tuple[Tensor, Any]:
-        argument, size = take_apart(params), len(tensors_in(tasks)[0])
-        copies = [value.expand(size, *value.shape) for value in argument.values]
-        with stacked_tasks():
-            values, aux = vmap(lambda copy, task: share(argument.rebuilt(copy), task, count))(copies, tasks)
-        return values.sum(), aux
+    closures = Closures()
 
-    of_all = value_and_grad_of(total, has_aux=True)
+    def total(argument: Argument, values: Sequence[Tensor], tasks: tuple, count: int) -> tuple[Tensor, Any]:
+        size = len(tensors_in(tasks)[0])
+        batch = taken_apart(0, ([value.expand(size, *value.shape) for value in values], tasks), {})
+        with stacked_tasks():
+            losses, aux = of_batch(lambda copy, task: share(argument.rebuilt(copy), task, count), batch)
+        return losses.sum(), aux
 
     def found(params: Any, tasks: tuple, count: int) -> Found:
-        (value, aux), gradients = of_all(params, tasks, count)
+        call = _OfValues(*problem("value_and_grad", total, (params, tasks, count), {}, 0))
+        value, aux, gradients = solved("value_and_grad", call, True, closures)
         return Found(value, gradients, aux)
 
     return found
+
+
+class _OfValues(Problem):
+    # The function gets the parameters as they are taken apart.
+    def call(self, values: Sequence[Tensor]) -> Any:
+        return self.fn(self.arguments[0], values, *self.args[1:])
 
 
 def _by_loop(share: Share) -> Callable[[Any, tuple, int], Found]:

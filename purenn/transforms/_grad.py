@@ -99,35 +99,43 @@ def _differentiate(
 ) -> Callable[[tuple, dict], tuple[Tensor, Any, Any]]:
     closures = Closures()
 
-    def both(args: tuple, kwargs: dict) -> tuple[Tensor, Any, Any]:
-        call = problem(name, fn, args, kwargs, argnums)
-        others = [
-            (f"{position}, {leaf.path!r}" if leaf.path else str(position), value)
-            for position, argument in zip(call.positions, call.arguments, strict=True)
-            if len(argument.chosen) < len(argument.leaves)
-            for leaf, value in zip(argument.structure.leaves, argument.leaves, strict=True)
-            if isinstance(value, Tensor)
-        ]
-        rest = tensors_in(*call.rest.values())
-        before, before_rest = versions([value for _, value in others]), versions(rest)
-        with translated(name):
-            lean = outermost() and not wants_outer_graph(call, rest)
-            done = lean_value_and_grad(name, call, has_aux, closures) if lean else False
-            if isinstance(done, bool):
-                # A function that has been run in vain uses its keys again, which is no fault of its own.
-                with strict(enabled=False) if done else contextlib.nullcontext():
-                    if can_nest():
-                        run = call.call if lean_depth() < 2 else functools.partial(with_right_norms, call)
-                        done = nested_value_and_grad(name, run, call.values, has_aux)
-                    else:
-                        done = _by_functorch(name, call, has_aux)
-            value, aux, gradients = done
-        refuse_writes(name, [path for path, _ in others], before, versions([value for _, value in others]))
-        if versions(rest) != before_rest:
-            refuse_writes(name, call.places_in_rest(), before_rest, versions(rest))
-        return value, aux, call.derivative(gradients)
+    return lambda args, kwargs: solved(name, problem(name, fn, args, kwargs, argnums), has_aux, closures)
 
-    return both
+
+def solved(name: str, call: Problem, has_aux: bool, closures: Closures) -> tuple[Tensor, Any, Any]:
+    """Value, auxiliary output and gradients.
+
+    Args:
+        name: of the transformation, for errors.
+        call: what is differentiated.
+        has_aux: whether the function has an auxiliary output.
+        closures: what is known of the function's.
+    """
+    others = [
+        (f"{position}, {leaf.path!r}" if leaf.path else str(position), value)
+        for position, argument in zip(call.positions, call.arguments, strict=True)
+        if len(argument.chosen) < len(argument.leaves)
+        for leaf, value in zip(argument.structure.leaves, argument.leaves, strict=True)
+        if isinstance(value, Tensor)
+    ]
+    rest = tensors_in(*call.rest.values())
+    before, before_rest = versions([value for _, value in others]), versions(rest)
+    with translated(name):
+        lean = outermost() and not wants_outer_graph(call, rest)
+        done = lean_value_and_grad(name, call, has_aux, closures) if lean else False
+        if isinstance(done, bool):
+            # A function that has been run in vain uses its keys again, which is no fault of its own.
+            with strict(enabled=False) if done else contextlib.nullcontext():
+                if can_nest():
+                    run = call.call if lean_depth() < 2 else functools.partial(with_right_norms, call)
+                    done = nested_value_and_grad(name, run, call.values, has_aux)
+                else:
+                    done = _by_functorch(name, call, has_aux)
+        value, aux, gradients = done
+    refuse_writes(name, [path for path, _ in others], before, versions([value for _, value in others]))
+    if versions(rest) != before_rest:
+        refuse_writes(name, call.places_in_rest(), before_rest, versions(rest))
+    return value, aux, call.derivative(gradients)
 
 
 def _by_functorch(name: str, call: Problem, has_aux: bool) -> tuple[Tensor, Any, list[Tensor]]:

@@ -70,30 +70,35 @@ def vmap(
     def batched(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_dynamo_compiling():
             return torch.func.vmap(fn, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
-        batch = taken_apart(in_dims, args, kwargs)
-        outcome: dict[str, Any] = {}
-        call: Callable[..., Any] = fn
-
-        def flat(*leaves: Any) -> tuple[Any, ...]:
-            out = batch.call(call, leaves)
-            results, structure = flatten(out)
-            axes = broadcast("the result", out_dims, out, len(results), option="out_dims")
-            _check_results(structure, results, axes)
-            outcome.update(spec=structure.spec, dims=axes)
-            return tuple(results)
-
-        with translated("vmap"):
-            if chunk_size is None or batch.size <= chunk_size:
-                stacked = with_formulas(lambda: _at_once(flat, batch, randomness))
-            else:
-                apply = torch.func.vmap(flat, batch.dims, 0, randomness, chunk_size=chunk_size)
-                stacked = with_formulas(lambda: apply(*batch.leaves))
-        # A result that does not depend on the examples comes as one tensor seen many times: make it many.
-        own = [leaf.contiguous() if leaf.stride(0) == 0 and leaf.shape[0] > 1 else leaf for leaf in stacked]
-        moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(own, outcome["dims"], strict=True)]
-        return optree.tree_unflatten(outcome["spec"], moved)
+        return of_batch(fn, taken_apart(in_dims, args, kwargs), out_dims, randomness, chunk_size)
 
     return batched
+
+
+def of_batch(
+    fn: Callable[..., Any], batch: Batch, out_dims: Any = 0, randomness: str = "error", chunk_size: int | None = None
+) -> Any:
+    """What the result of `vmap` does with arguments that are taken apart."""
+    outcome: dict[str, Any] = {}
+
+    def flat(*leaves: Any) -> tuple[Any, ...]:
+        out = batch.call(fn, leaves)
+        results, structure = flatten(out)
+        axes = broadcast("the result", out_dims, out, len(results), option="out_dims")
+        _check_results(structure, results, axes)
+        outcome.update(spec=structure.spec, dims=axes)
+        return tuple(results)
+
+    with translated("vmap"):
+        if chunk_size is None or batch.size <= chunk_size:
+            stacked = with_formulas(lambda: _at_once(flat, batch, randomness))
+        else:
+            apply = torch.func.vmap(flat, batch.dims, 0, randomness, chunk_size=chunk_size)
+            stacked = with_formulas(lambda: apply(*batch.leaves))
+    # A result that does not depend on the examples comes as one tensor seen many times: make it many.
+    own = [leaf.contiguous() if leaf.stride(0) == 0 and leaf.shape[0] > 1 else leaf for leaf in stacked]
+    moved = [leaf if dim == 0 else leaf.movedim(0, dim) for leaf, dim in zip(own, outcome["dims"], strict=True)]
+    return optree.tree_unflatten(outcome["spec"], moved)
 
 
 def check_chunk_size(name: str, chunk_size: int | None) -> None:
