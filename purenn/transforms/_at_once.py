@@ -60,6 +60,7 @@ class AtOnce(TorchFunctionMode):
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
         self._versions = [leaf._version for leaf in leaves]
         self._calls: list[Call] = []
+        self._needed: list[tuple[Tensor, int]] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         function = self._functions.get(func)
@@ -101,8 +102,10 @@ class AtOnce(TorchFunctionMode):
                 known[id(output)] = len(self._values)
                 self._values.append(output)
                 self._versions.append(output._version)
-                needed = [x for x in rule if isinstance(x, Tensor)]
-                self._calls.append(Call(places, rule, is_value, needed, [x._version for x in needed]))
+                for x in rule:
+                    if isinstance(x, Tensor):
+                        self._needed.append((x, x._version))
+                self._calls.append(Call(places, rule, is_value, len(self._needed)))
         return self.of_each(output)
 
     def gradients(self, total: Tensor, *, recorded: bool, rate: float | None = None) -> Sequence[Some] | None:
@@ -120,7 +123,8 @@ class AtOnce(TorchFunctionMode):
         if place < count or total._version != self._versions[place]:
             return None
         calls, scale = self._calls[: place + 1 - count], 1.0 if rate is None else -rate
-        loss = Loss(self._leaves, calls, scale if calls[-1].is_value else torch.full_like(total, scale), rate)
+        top = scale if calls[-1].is_value else torch.full_like(total, scale)
+        loss = Loss(self._leaves, calls, self._needed[: calls[-1].needed], top, rate)
         if loss.is_written():
             return None
         with temporarily_clear_interpreter_stack():

@@ -22,19 +22,13 @@ class Call(NamedTuple):
         places: for each input the place of its gradient; None if it does not depend on the leaves.
         rule: its derivatives.
         is_value: whether the result is one number for each task.
-        needed: what the rule keeps.
-        versions: of that.
+        needed: how many tensors its rule and those of the calls before keep.
     """
 
     places: list[int | None]
     rule: Rule
     is_value: bool
-    needed: list[Tensor]
-    versions: list[int]
-
-    def is_written(self) -> bool:
-        """Whether something that the rule keeps has been written into."""
-        return [x._version for x in self.needed] != self.versions
+    needed: int
 
     def of(self, entries: Sequence[Some]) -> list[Some]:
         """Those of the inputs."""
@@ -53,18 +47,20 @@ class Loss(NamedTuple):
     Attributes:
         leaves: the leaves.
         calls: the calls, the last of which gives the value.
+        needed: what their rules keep, with the version of each.
         top: the gradient by the value.
         rate: see `AtOnce.gradients`.
     """
 
     leaves: Sequence[Tensor]
     calls: list[Call]
+    needed: list[tuple[Tensor, int]]
     top: Any
     rate: float | None
 
     def is_written(self) -> bool:
         """Whether something that the derivatives need has been written into."""
-        return any([call.is_written() for call in self.calls])  # noqa: C419
+        return any([x._version != version for x, version in self.needed])  # noqa: C419
 
     def gradients(self) -> tuple[list[Some], list[Any]]:
         """What `AtOnce.gradients` returns, and what `changes` needs of the gradients by the results of all calls."""

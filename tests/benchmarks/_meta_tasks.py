@@ -1,4 +1,4 @@
-"""The two meta-learning problems that `meta.py` measures, and their loops by torch.autograd."""
+"""The two meta-learning problems that `meta.py` measures, by torch.autograd in plain forms."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -125,6 +125,36 @@ def autograd_loop(problem: Problem, steps: int) -> Callable[[], Any]:
                 w = [a - RATE * g for a, g in zip(w, grads, strict=True)]
             total = total + problem.by_hand(w, *query) / count
         return torch.autograd.grad(total, start)
+
+    return gradient
+
+
+def sum_of_tasks(problem: Problem, steps: int) -> Callable[[], Any]:
+    """The same with parameters for every task, which get the gradient of the sum of all tasks' losses, under a vmap."""
+    return _of_stacked(problem, steps, torch.vmap(problem.by_hand))
+
+
+def batched_by_hand(problem: Problem, steps: int) -> Callable[[], Any]:
+    """The same for the sinusoid's MLP, with its products written for the stacked parameters."""
+
+    def loss(w: Any, x: Tensor, y: Tensor) -> Tensor:
+        for n in range(0, len(w), 2):
+            x = torch.baddbmm(w[n + 1][:, None], F.relu(x) if n else x, w[n].mT)
+        return (x - y).square().mean((1, 2))
+
+    return _of_stacked(problem, steps, loss)
+
+
+def _of_stacked(problem: Problem, steps: int, losses: Callable[..., Tensor]) -> Callable[[], Any]:
+    start = leaves(problem.p)
+    support, query = problem.data
+
+    def gradient() -> Any:
+        w = [a.expand(len(support[0]), *a.shape) for a in start]
+        for _ in range(steps):
+            grads = torch.autograd.grad(losses(w, *support).sum(), w, create_graph=True)
+            w = [a - RATE * g for a, g in zip(w, grads, strict=True)]
+        return torch.autograd.grad(losses(w, *query).mean(), start)
 
     return gradient
 

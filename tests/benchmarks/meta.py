@@ -1,10 +1,12 @@
-"""Meta-gradients by MAML: against loops of torch.autograd, higher, learn2learn, TorchOpt, and against JAX.
+"""Meta-gradients by MAML: against plain forms of torch.autograd, higher, learn2learn, TorchOpt, and against JAX.
 
     python tests/benchmarks/meta.py [--only eager|jitted|conv4|memory] [--repeats 15] [--device cuda]
 
 The problems are those of `_meta_tasks.py`; peers that are not installed are left out. All gradients are compared with
-torch.autograd's before anything is timed. ``--first-call how steps unroll`` prints the seconds of a first call in this
-process, with the cache that the environment names; the benchmark runs it for the warm second process.
+torch.autograd's before anything is timed. The sinusoid in eager is timed with several calls in a row, as the steps of a
+training follow each other, and once more in turn with the other, call by call. ``--first-call how steps unroll`` prints
+the seconds of a first call in this process, with the cache that the environment names; the benchmark runs it for the
+warm second process.
 """
 
 import argparse
@@ -20,13 +22,15 @@ from typing import Any
 import torch
 from _compiling import first_call, jax_side, one_thread, warm_up
 from _meta_peers import peers
-from _meta_tasks import Problem, autograd_loop, conv4, ours, sinusoid
+from _meta_tasks import Problem, autograd_loop, batched_by_hand, conv4, ours, sinusoid, sum_of_tasks
 from _pairing import header, paired, peak_bytes, table
 
 import purenn as pn
 
 HEADING = ["what", "against", "ours", "the other", "ratio", "quartiles"]
 MEGABYTE = 2**20
+# How many are timed in a row.
+CALLS = 20
 
 
 def differing(found: Any, expected: Any) -> str:
@@ -36,9 +40,11 @@ def differing(found: Any, expected: Any) -> str:
     return f"{max(float((a - b).abs().max()) for a, b in pairs) / largest:.0e}"
 
 
-def row(what: str, against: str, first: Callable[[], Any], second: Callable[[], Any], repeats: int) -> list[str]:
-    """A row of a paired measurement."""
-    r = paired(first, second, repeats=repeats)
+def row(
+    what: str, against: str, first: Callable[[], Any], second: Callable[[], Any], repeats: int, calls: int = 1
+) -> list[str]:
+    """A row of a paired measurement, of so many calls of one and then of the other."""
+    r = paired(first, second, repeats=repeats, number=calls)
     times = f"{r.first * 1e3:.2f} ms", f"{r.second * 1e3:.2f} ms"
     return [what, against, *times, f"{r.ratio:.3f}", f"{r.low:.3f} to {r.high:.3f}"]
 
@@ -59,12 +65,18 @@ def eager(device: torch.device, repeats: int) -> list[list[str]]:
     """The sinusoid problem without a compiler."""
     correctness(sinusoid, device, 5)
     problem = sinusoid(device)
-    others = {"torch.autograd, a loop": autograd_loop(problem, 5), **peers(problem, 5)}
+    loop = autograd_loop(problem, 5)
+    forms: dict[str, Callable[[], Any]] = {
+        f"eager, {how}": partial(ours(problem, 5, how), problem.p, *problem.data) for how in ("sum", "vmap", "loop")
+    }
+    forms["stacked, torch.vmap"], forms["stacked, by hand"] = sum_of_tasks(problem, 5), batched_by_hand(problem, 5)
     rows = [HEADING]
-    for how in ("sum", "vmap", "loop"):
-        call = partial(ours(problem, 5, how), problem.p, *problem.data)
-        for name, other in others.items() if how == "sum" else [*others.items()][:1]:
-            rows.append(row(f"sinusoid, eager, {how}", name, call, other, repeats))
+    for name, form in forms.items():
+        print(f"{name}: differs by {differing(form(), loop())}")
+        for calls in (CALLS, 1):
+            rows.append(row(f"{name}, {calls} in a row", "torch.autograd, a loop", form, loop, repeats, calls))
+    for name, peer in peers(problem, 5).items():
+        rows.append(row(f"eager, sum, {CALLS} in a row", name, forms["eager, sum"], peer, repeats, CALLS))
     return rows
 
 
