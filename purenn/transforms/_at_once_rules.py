@@ -242,9 +242,7 @@ def share_of(shape: torch.Size) -> float:
 
 def mean_of_each(x: Tensor) -> Tensor:
     """The mean of each task's numbers."""
-    axes = tuple(range(1, x.dim()))
-    # The sum of half-precision numbers may be too large for one.
-    return x.mean(axes) if x.dtype is torch.float16 else x.sum(axes) * share_of(x.shape)
+    return x.mean(tuple(range(1, x.dim())))
 
 
 def added(x: Some, y: Tensor) -> Tensor:
