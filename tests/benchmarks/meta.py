@@ -31,6 +31,7 @@ HEADING = ["what", "against", "ours", "the other", "ratio", "quartiles"]
 MEGABYTE = 2**20
 # How many are timed in a row.
 CALLS = 20
+IN_A_ROW = f"{CALLS} in a row"
 
 
 def differing(found: Any, expected: Any) -> str:
@@ -73,10 +74,10 @@ def eager(device: torch.device, repeats: int) -> list[list[str]]:
     rows = [HEADING]
     for name, form in forms.items():
         print(f"{name}: differs by {differing(form(), loop())}")
-        for calls in (CALLS, 1):
-            rows.append(row(f"{name}, {calls} in a row", "torch.autograd, a loop", form, loop, repeats, calls))
+        for calls, timed in ((CALLS, IN_A_ROW), (1, "in turn")):
+            rows.append(row(f"{name}, {timed}", "torch.autograd, a loop", form, loop, repeats, calls))
     for name, peer in peers(problem, 5).items():
-        rows.append(row(f"eager, sum, {CALLS} in a row", name, forms["eager, sum"], peer, repeats, CALLS))
+        rows.append(row(f"eager, sum, {IN_A_ROW}", name, forms["eager, sum"], peer, repeats, CALLS))
     return rows
 
 
