@@ -71,13 +71,13 @@ def eager(device: torch.device, repeats: int) -> list[list[str]]:
         f"eager, {how}": partial(ours(problem, 5, how), problem.p, *problem.data) for how in ("sum", "vmap", "loop")
     }
     forms["stacked, torch.vmap"], forms["stacked, by hand"] = sum_of_tasks(problem, 5), batched_by_hand(problem, 5)
-    rows = [HEADING]
+    rows, few = [HEADING], max(repeats // 3, 5)
     for name, form in forms.items():
         print(f"{name}: differs by {differing(form(), loop())}")
-        for calls, timed in ((CALLS, IN_A_ROW), (1, "in turn")):
-            rows.append(row(f"{name}, {timed}", "torch.autograd, a loop", form, loop, repeats, calls))
+        for calls, timed, pairs in ((CALLS, IN_A_ROW, few), (1, "in turn", repeats)):
+            rows.append(row(f"{name}, {timed}", "torch.autograd, a loop", form, loop, pairs, calls))
     for name, peer in peers(problem, 5).items():
-        rows.append(row(f"eager, sum, {IN_A_ROW}", name, forms["eager, sum"], peer, repeats, CALLS))
+        rows.append(row(f"eager, sum, {IN_A_ROW}", name, forms["eager, sum"], peer, few, CALLS))
     return rows
 
 
