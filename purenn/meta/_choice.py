@@ -79,6 +79,8 @@ class Chooser:
 
     def __call__(self, params: Any, *tasks: Any) -> Choice:
         """The choice for some arguments."""
+        if torch.compiler.is_dynamo_compiling():  # where nothing can be remembered or said
+            return choose(self._task_loss, params, *tasks)
         leaves, spec = optree.tree_flatten((params, tasks))  # pyright: ignore[reportArgumentType]
         kinds = tuple([(x.shape, x.device) if isinstance(x, Tensor) else None for x in leaves])
         key = spec, kinds, is_traced(), is_below_transformations()

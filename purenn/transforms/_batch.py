@@ -140,7 +140,7 @@ def _check(name: int | str, about: Leaf, leaf: Any, dim: int | None, sizes: list
         raise BatchingError(f"vmap: {where} is {short(leaf)} and has no axis {dim} to batch over; use None in in_dims.")
     size = leaf.shape[dim]
     # No dict: the length can be a symbol, which has no hash.
-    if not sizes or (sizes[0].size != size and all(size != other.size for other in sizes)):
+    if all(size != other.size for other in sizes):
         sizes.append(_Length(size, name, about.path, leaf, dim))
     if len(sizes) > 1:
         raise BatchingError(

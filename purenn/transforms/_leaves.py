@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 import optree
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
+from torch.autograd import forward_ad
 
 from purenn.errors import ArgumentError, GradientError
 from purenn.tree._checks import require_function
@@ -225,7 +227,13 @@ def split_aux(name: str, out: Any, has_aux: bool) -> tuple[Any, Any]:
 
 def detached(tree: Any) -> Any:
     """A tree whose tensors have no graph; those that have none already are the same objects."""
-    return optree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) and x.requires_grad else x, tree)
+    return optree.tree_map(lambda x: x.detach() if isinstance(x, Tensor) and _may_have_graph(x) else x, tree)
+
+
+def _may_have_graph(x: Tensor) -> bool:
+    # A tensor of one example, or with a tangent, does not require grad, whatever is behind it.
+    within = torch.compiler.is_compiling() or is_functorch_wrapped_tensor(x) or forward_ad._current_level >= 0
+    return within or x.requires_grad
 
 
 def versions(values: Sequence[Any]) -> list[int]:

@@ -68,8 +68,6 @@ def vmap(
 
     @functools.wraps(fn)
     def batched(*args: Any, **kwargs: Any) -> Any:
-        if torch.compiler.is_dynamo_compiling():
-            return torch.func.vmap(fn, in_dims, out_dims, randomness, chunk_size=chunk_size)(*args, **kwargs)
         return of_batch(fn, taken_apart(in_dims, args, kwargs), out_dims, randomness, chunk_size)
 
     return batched

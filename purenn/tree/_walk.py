@@ -50,6 +50,9 @@ def one_level(node: Any) -> Level | None:
         return None
     if optree.tree_is_leaf(node):
         return None
+    if is_dynamo_compiling() and type(node) is dict:  # of which it cannot take what optree notes
+        keys = tuple(sorted(node))
+        return Level(keys, tuple([node[key] for key in keys]), lambda children: dict(zip(keys, children, strict=True)))
     flat = optree.tree_flatten_one_level(node)
     return Level(
         tuple(flat.entries), tuple(flat.children), lambda children: flat.unflatten_func(flat.metadata, tuple(children))

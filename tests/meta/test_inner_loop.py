@@ -141,6 +141,31 @@ def test_first_order(device: torch.device) -> None:
         agree(gradient(lambda p: mse(adapt(p, *support)[0], *query))(p), expected)
 
 
+def test_first_order_of_many_tasks(device: torch.device) -> None:
+    """Gradients count as constants in every mode of differentiation, also where a task's tensors do not show it."""
+    p, data = network(device), tasks(device)
+    task_loss = pn.meta.maml(mse, pn.optim.sgd(0.1), 3, first_order=True)
+    expected = []
+    for number in range(3):
+        support, query = one_task(data, number)
+        adapted = [w.detach().requires_grad_() for w in adapted_by_hand(leaves(p), 0.1, 3, *support)]
+        expected.append(torch.autograd.grad(loss_by_hand(adapted, *query) / 3, adapted))
+    gradients = [torch.stack(column).sum(0) for column in zip(*expected, strict=True)]
+
+    def total(p: Any, vmap: Any = pn.vmap) -> Tensor:
+        return vmap(functools.partial(task_loss, p))(*data).mean()
+
+    agree(pn.grad(total)(p), gradients)
+    agree(torch.func.grad(functools.partial(total, vmap=torch.func.vmap))(p), gradients)
+    agree(pn.jacfwd(total)(p), gradients)
+    ways = [pn.meta.grad(task_loss, how) for how in ("vmap", "sum", "loop")]
+    for gradient in ways:
+        torch.compiler.reset()
+        agree(torch.compile(gradient, fullgraph=True, backend="eager")(p, *data), gradients)
+        models = pn.tree.stack([p, p])
+        agree(pn.tree.unstack(pn.vmap(lambda p, gradient=gradient: gradient(p, *data))(models))[1], gradients)
+
+
 @pytest.mark.parametrize("unroll", UNROLLS)
 def test_truncated(device: torch.device, unroll: Any) -> None:
     """Only the last steps are differentiated through; the earlier gradients are constants."""

@@ -63,6 +63,15 @@ def test_compiled_steps_take_the_data_only(device: torch.device, how: Any) -> No
 
 
 @pytest.mark.parametrize("how", WAYS)
+def test_torch_compile(device: torch.device, how: Any) -> None:
+    """torch.compile traces every way as one graph."""
+    p, data = network(device), tasks(device)
+    torch.compiler.reset()
+    compiled = torch.compile(pn.meta.grad(maml, how), fullgraph=True, backend="eager")
+    agree(compiled(p, *data), expected(p, data)[1])
+
+
+@pytest.mark.parametrize("how", WAYS)
 @pytest.mark.parametrize("init", [lambda k: Linear.init(k, 8, 3), lambda k: Conv1d.init(k, 1, 1, 3)])
 def test_shapes_on_the_meta_device(how: Any, init: Callable[[Tensor], Any]) -> None:
     """Every way gives the shapes of the gradients for tensors without values."""

@@ -17,10 +17,29 @@ def after_one_step(p: Net, x: Tensor) -> Tensor:
     return loss(pn.tree.map(lambda w, g: w - 0.1 * g, p, pn.grad(loss)(p, x)), x)
 
 
+def with_options(p: Net, x: Tensor) -> tuple[Tensor, None]:
+    """Examples by keyword, and leaves that are no tensors."""
+
+    def one(part: dict, *, scale: Tensor) -> tuple[Tensor, None]:
+        return net(p, part["x"]) * scale * part["power"], part["nothing"]
+
+    return pn.vmap(one)({"x": x, "power": 2, "nothing": None}, scale=x[:, 0])
+
+
+def with_trees_of_axes(p: Net, x: Tensor) -> dict:
+    def one(part: dict, rows: list) -> dict:
+        return {"out": net(p, part["x"]) + rows[0].sum() * rows[1], "x": part["shared"] * part["x"]}
+
+    shared = {"shared": x[0], "x": x}
+    return pn.vmap(one, ({"x": 0, "shared": None}, [1, None]), {"x": 1, "out": 0})(shared, [x.T, x[0, 0]])
+
+
 CASES = {
     "grad": pn.grad(loss),
     "value_and_grad with auxiliary output": pn.value_and_grad(with_aux, has_aux=True),
     "vmap": pn.vmap(net, (None, 0)),
+    "vmap with keywords and other leaves": with_options,
+    "vmap with trees of axes": with_trees_of_axes,
     "per-sample gradients": pn.vmap(pn.grad(loss), (None, 0)),
     "second order": pn.grad(lambda p, x: pn.grad(loss)(p, x).second.weight.square().sum()),
     "meta-gradient": pn.grad(lambda p, x: pn.vmap(after_one_step, (None, 0))(p, x).sum()),
