@@ -76,6 +76,23 @@ def test_kronecker_factors_of_a_released_record(device: torch.device) -> None:
     )
 
 
+def test_kronecker_factors_of_what_is_not_recorded(device: torch.device) -> None:
+    """Where inputs and output gradients are not recorded there is an error, not an empty answer."""
+    p, x, _ = setting(device)
+
+    def factors(p: Any, x: Tensor) -> Tensor:
+        found = pn.per_sample.record(lambda p, x: p(x).sum(), p, (x,)).kfac()
+        return torch.stack([factor.sum() for factors in found.values() for factor in factors]).sum()
+
+    text = (
+        "per_sample.record: kfac is made of inputs and output gradients, which are not recorded where something "
+        "outside differentiates, batches or compiles the loss, or where it takes derivatives itself: ask for it "
+        "elsewhere."
+    )
+    refused(ArgumentError, text, lambda: pn.grad(factors)(p, x))
+    refused(ArgumentError, text, lambda: pn.vmap(factors, (None, 0))(p, x[None]))
+
+
 def test_vector_loss(device: torch.device) -> None:
     """The loss of one example is a scalar."""
     p, x, _ = setting(device)

@@ -49,11 +49,13 @@ class Recorded(NamedTuple):
         argument: the parameters, taken apart.
         losses: ``[examples]``.
         parts: for every differentiated leaf its per-example gradient; None if the losses do not depend on it.
+        has_inputs: whether the parts know what they were made of.
     """
 
     argument: Argument
     losses: Tensor
     parts: list[Part | None]
+    has_inputs: bool = True
 
     @property
     def named(self) -> list[tuple[str, Tensor, Part | None]]:
@@ -185,4 +187,4 @@ def _by_transformations(
     leaves = optree.tree_leaves(gradients)
     if len(leaves) != len(argument.chosen):
         raise GradientError(f"{NAME}: the gradients of the loss do not have the structure of the parameters.")
-    return Recorded(argument, losses, [Materialised(leaf) for leaf in leaves])
+    return Recorded(argument, losses, [Materialised(leaf) for leaf in leaves], has_inputs=False)

@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._convolution import Windows
-from purenn.transforms.per_sample._engine import Recorded
+from purenn.transforms.per_sample._engine import NAME, Recorded
 from purenn.transforms.per_sample._outer import Outer
 from purenn.transforms.per_sample._part import Part
 
@@ -34,10 +35,20 @@ class KroneckerFactors(NamedTuple):
 
 
 def factors_of(slices: Iterable[Recorded]) -> dict[str, KroneckerFactors]:
-    """The factors of all leaves that have such, by path."""
+    """The factors of all leaves that have such, by path.
+
+    Raises:
+        ArgumentError: of a record that is made otherwise.
+    """
     sums: dict[str, list[KroneckerFactors]] = {}
     counts: list[int] = []
     for recorded in slices:
+        if not recorded.has_inputs:
+            raise ArgumentError(
+                f"{NAME}: kfac is made of inputs and output gradients, which are not recorded where something outside "
+                f"differentiates, batches or compiles the loss, or where it takes derivatives itself: ask for it "
+                f"elsewhere."
+            )
         counts.append(len(recorded.losses))
         for path, _, part in recorded.named:
             sides = None if part is None else _sides(part)

@@ -181,7 +181,7 @@ class Record(Generic[P]):
             By the leaf's path. Leaves that are used otherwise, or in several ways, are left out: see `explain`.
 
         Raises:
-            ArgumentError: inputs and output gradients have been released.
+            ArgumentError: inputs and output gradients have been released, or are not recorded.
         """
         if self._budget.releases:
             raise ArgumentError(

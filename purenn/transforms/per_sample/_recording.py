@@ -153,4 +153,5 @@ def _by_unit(recorded: Recorded, segments: Tensor, num_segments: int | None, row
             f"{NAME}: segments must be from 0 to {count - 1}, got {int(segments.min())} to {int(segments.max())}."
         )
     parts = [None if part is None else Grouped(part, segments, count) for part in recorded.parts]
-    return Recorded(recorded.argument, sums_of(recorded.losses, segments, count), list(parts))
+    losses = sums_of(recorded.losses, segments, count)
+    return Recorded(recorded.argument, losses, list(parts), recorded.has_inputs)
