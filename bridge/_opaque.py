@@ -6,7 +6,7 @@ from typing import Any
 
 import optree
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from bridge._pure_likeness import CARRIED
@@ -16,7 +16,6 @@ from purenn.errors import BridgeError, ContainerError
 from purenn.tree import Layer, applies
 from purenn.tree._fields import BUFFER, PARAMETER, Spec
 from purenn.tree._register import register_node
-from purenn.tree._ties import untie
 from purenn.tree._walk import unflatten, walk
 
 
@@ -251,10 +250,15 @@ def _applied(p: Opaque, args: tuple, key: Any, train: Any, kwargs: dict[str, Any
     return run(p, args, kwargs, train=train, key=key)
 
 
-@functools.cache
 def _names(cls: type[nn.Module]) -> tuple[str, ...]:
-    parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
-    return tuple([p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)])
+    # No functools.cache, which torch.compile warns of.
+    if cls not in _NAMES:
+        parameters = list(inspect.signature(cls.forward).parameters.values())[1:]
+        _NAMES[cls] = tuple([p.name for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)])
+    return _NAMES[cls]
+
+
+_NAMES: dict[type[nn.Module], tuple[str, ...]] = {}
 
 
 def _compiled(p: Opaque, args: tuple, kwargs: dict[str, Any], train: bool, key: Any) -> tuple[Any, Any]:
@@ -264,5 +268,19 @@ def _compiled(p: Opaque, args: tuple, kwargs: dict[str, Any], train: bool, key: 
             f"torch.compile can trace the container of a {p._skeleton} in evaluation mode only: use pn.jit, which "
             f"takes train=True and key= as well."
         )
-    tensors = {leaf.path: value.clone() if leaf.kind == BUFFER else value for leaf, value in walk(untie(p))}
+    tensors = _named_tensors(p, "")
     return torch.func.functional_call(p._skeleton.module, tensors, args, kwargs, tie_weights=False), p
+
+
+def _named_tensors(p: Opaque, prefix: str) -> dict[str, Tensor]:
+    # As `walk` does, which asks opaque containers what torch.compile cannot trace.
+    found: dict[str, Tensor] = {}
+    for name, child in p._children.items():
+        if isinstance(child, Opaque):
+            found.update(_named_tensors(child, f"{prefix}{name}."))
+        elif isinstance(child, Tensor):
+            found[f"{prefix}{name}"] = child.clone() if p._kinds[name] == BUFFER else child
+        else:
+            for leaf, value in walk(child):
+                found[f"{prefix}{name}.{leaf.path}"] = value.clone() if leaf.kind == BUFFER else value
+    return found

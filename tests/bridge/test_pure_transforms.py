@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import bridge
 import purenn as pn
 from purenn.errors import BatchingError, GradientError
+from purenn.layers import Linear
 
 
 class Exponential(torch.autograd.Function):
@@ -300,3 +301,20 @@ def test_arguments_by_name(function: Callable[[Tensor], Tensor], device: torch.d
     torch.testing.assert_close(torch.stack([p(each) for each in x]), wanted, rtol=0, atol=1e-12)
     if function is not equal_by_name:
         torch.testing.assert_close(pn.vmap(p)(x), wanted, rtol=0, atol=1e-12)
+
+
+def test_torch_compile(device: torch.device) -> None:
+    """torch.compile traces the call of an opaque container in evaluation mode, with layers of ours in it as well."""
+    ours = bridge.to_module(Linear.init(pn.random.key(0, device), 4, 3, dtype=DOUBLE))
+    inner = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Dropout(0.5)).to(device, DOUBLE)
+    p = bridge.from_module(nn.Sequential(inner, ours).eval())
+    x = randn(device, 5, 3)
+    torch.compiler.reset()
+    compiled = torch.compile(lambda p, x: p(x)[0], fullgraph=True, backend="eager")
+    torch.testing.assert_close(compiled(p, x), p(x)[0], rtol=0, atol=1e-12)
+    trained, rest = pn.tree.partition(p)
+    live = pn.tree.map(lambda w: w.clone().requires_grad_(), trained)
+    found = torch.autograd.grad(compiled(pn.tree.combine(live, rest), x).square().sum(), pn.tree.leaves(live))
+    expected = pn.grad(lambda p: p(x)[0].square().sum())(p)
+    for one, other in zip(found, pn.tree.leaves(expected), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-12)
