@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+from collections.abc import Iterator
 from typing import Any
 
 import optree
@@ -268,19 +269,18 @@ def _compiled(p: Opaque, args: tuple, kwargs: dict[str, Any], train: bool, key: 
             f"torch.compile can trace the container of a {p._skeleton} in evaluation mode only: use pn.jit, which "
             f"takes train=True and key= as well."
         )
-    tensors = _named_tensors(p, "")
+    # Copies of buffers, into which the module may write.
+    tensors = {path: value.clone() if kind == BUFFER else value for path, kind, value in _named(p, "")}
     return torch.func.functional_call(p._skeleton.module, tensors, args, kwargs, tie_weights=False), p
 
 
-def _named_tensors(p: Opaque, prefix: str) -> dict[str, Tensor]:
-    # As `walk` does, which asks opaque containers what torch.compile cannot trace.
-    found: dict[str, Tensor] = {}
+def _named(p: Opaque, prefix: str) -> Iterator[tuple[str, str, Any]]:
+    # Paths, kinds and values as by `walk`, which asks opaque containers what torch.compile cannot trace.
     for name, child in p._children.items():
         if isinstance(child, Opaque):
-            found.update(_named_tensors(child, f"{prefix}{name}."))
+            yield from _named(child, f"{prefix}{name}.")
         elif isinstance(child, Tensor):
-            found[f"{prefix}{name}"] = child.clone() if p._kinds[name] == BUFFER else child
+            yield f"{prefix}{name}", p._kinds[name], child
         else:
             for leaf, value in walk(child):
-                found[f"{prefix}{name}.{leaf.path}"] = value.clone() if leaf.kind == BUFFER else value
-    return found
+                yield f"{prefix}{name}.{leaf.path}", leaf.kind, value
