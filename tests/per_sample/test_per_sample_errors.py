@@ -86,11 +86,16 @@ def test_kronecker_factors_of_what_is_not_recorded(device: torch.device) -> None
 
     text = (
         "per_sample.record: kfac is made of inputs and output gradients, which are not recorded where something "
-        "outside differentiates, batches or compiles the loss, or where it takes derivatives itself: ask for it "
-        "elsewhere."
+        "outside differentiates, batches or compiles the loss, where it takes derivatives itself, or where parameters "
+        "are complex: ask for it elsewhere."
     )
     refused(ArgumentError, text, lambda: pn.grad(factors)(p, x))
     refused(ArgumentError, text, lambda: pn.vmap(factors, (None, 0))(p, x[None]))
+    itself = pn.per_sample.record(lambda p, x: pn.grad(lambda p: p(x).sum())(p).weight.square().sum(), p, (x,))
+    refused(ArgumentError, text, itself.kfac)
+    turned = {"w": p.weight.detach() * (1 + 1j)}
+    complex_one = pn.per_sample.record(lambda p, x: F.linear(x + 0j, p["w"]).abs().sum(), turned, (x,))
+    refused(ArgumentError, text, complex_one.kfac)
 
 
 def test_vector_loss(device: torch.device) -> None:

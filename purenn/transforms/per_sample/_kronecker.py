@@ -46,8 +46,8 @@ def factors_of(slices: Iterable[Recorded]) -> dict[str, KroneckerFactors]:
         if not recorded.has_inputs:
             raise ArgumentError(
                 f"{NAME}: kfac is made of inputs and output gradients, which are not recorded where something outside "
-                f"differentiates, batches or compiles the loss, or where it takes derivatives itself: ask for it "
-                f"elsewhere."
+                f"differentiates, batches or compiles the loss, where it takes derivatives itself, or where parameters "
+                f"are complex: ask for it elsewhere."
             )
         counts.append(len(recorded.losses))
         for path, _, part in recorded.named:
