@@ -175,7 +175,14 @@ def test_truncated(device: torch.device, unroll: Any) -> None:
     constants = [(a - b).detach() for a, b in zip(adapted_by_hand(start, 0.1, 2, *support), start, strict=True)]
     later = [w + c for w, c in zip(start, constants, strict=True)]
     expected = torch.autograd.grad(loss_by_hand(adapted_by_hand(later, 0.1, 2, *support), *query), start)
-    agree(pn.grad(lambda p: mse(adapt(p, *support)[0], *query))(p), expected)
+
+    def outer(p: Any, support: Any, query: Any) -> Tensor:
+        return mse(adapt(p, *support)[0], *query)
+
+    agree(pn.grad(outer)(p, support, query), expected)
+    # A task's tensors do not show a gradient.
+    same = [tuple(torch.stack([x, x]) for x in part) for part in (support, query)]
+    agree(pn.grad(lambda p: pn.vmap(functools.partial(outer, p))(*same).mean())(p), expected)
 
 
 def test_selected(device: torch.device) -> None:
