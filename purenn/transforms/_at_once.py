@@ -18,7 +18,8 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
 from purenn._modes import is_autocast
-from purenn.transforms._at_once_loss import Call, Gradients, Loss
+from purenn.transforms._at_once_formulas import Call, formulas_of
+from purenn.transforms._at_once_loss import Gradients, Loss
 from purenn.transforms._at_once_rules import (
     GELU,
     RELU,
@@ -35,8 +36,7 @@ from purenn.transforms._at_once_rules import (
     Some,
     SquaredErrors,
     mean_of_each,
-    plus_product,
-    product,
+    share_of,
 )
 from purenn.transforms._cross_entropy import cross_entropies
 
@@ -59,8 +59,11 @@ class AtOnce(TorchFunctionMode):
         self._values = list(leaves)
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
         self._versions = [leaf._version for leaf in leaves]
+        # For each call what it keeps, the versions of that, and how much all calls have kept after it.
         self._calls: list[Call] = []
-        self._needed: list[tuple[Tensor, int]] = []
+        self._kept: list[Any] = []
+        self._versions_kept: list[int | None] = []
+        self._ends: list[int] = []
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         function = self._functions.get(func)
@@ -84,8 +87,8 @@ class AtOnce(TorchFunctionMode):
         """The tensor of one task, of that of all."""
         return _add_batch_dim(x, 0, self._level)
 
-    def done(self, output: Tensor, inputs: Sequence[Tensor], rule: Rule, *, is_value: bool = False) -> Tensor:
-        """The result of a function as that of one task; for the arguments see `Call`."""
+    def done(self, output: Tensor, inputs: Sequence[Tensor], rule: Rule, *kept: Any) -> Tensor:
+        """The result of a function as that of one task; for the arguments see `Call` and `Rule`."""
         if self._leaves and output.requires_grad:
             known, places, dtype = self._places, [], output.dtype
             for given in inputs:
@@ -102,10 +105,10 @@ class AtOnce(TorchFunctionMode):
                 known[id(output)] = len(self._values)
                 self._values.append(output)
                 self._versions.append(output._version)
-                for x in rule:
-                    if isinstance(x, Tensor):
-                        self._needed.append((x, x._version))
-                self._calls.append(Call(places, rule, is_value, len(self._needed)))
+                self._calls.append(Call(type(rule), rule, tuple(places)))
+                self._kept += kept
+                self._versions_kept += [x._version if isinstance(x, Tensor) else None for x in kept]
+                self._ends.append(len(self._kept))
         return self.of_each(output)
 
     def gradients(self, total: Tensor, *, recorded: bool, rate: float | None = None) -> Sequence[Some] | None:
@@ -122,18 +125,20 @@ class AtOnce(TorchFunctionMode):
         place, count = self._places.get(id(total), -1), len(self._leaves)
         if place < count or total._version != self._versions[place]:
             return None
-        calls, scale = self._calls[: place + 1 - count], 1.0 if rate is None else -rate
-        top = scale if calls[-1].is_value else torch.full_like(total, scale)
-        loss = Loss(self._leaves, calls, self._needed[: calls[-1].needed], top, rate)
+        calls, end = self._calls[: place + 1 - count], self._ends[place - count]
+        formulas = formulas_of(tuple(calls), count, rate is not None)
+        scale = 1.0 if rate is None else -rate
+        top = scale if calls[-1].rule.takes_number else torch.full_like(total, scale)
+        loss = Loss(self._leaves, formulas, self._kept[:end], self._versions_kept[:end], top)
         if loss.is_written():
             return None
         with temporarily_clear_interpreter_stack():
             with torch.no_grad():
-                found, cotangents = loss.gradients()
+                found, bent = loss.gradients()
             if not recorded:
                 return found
             # Apart, since what belongs to the graph of the gradients must not hold them.
-            return Gradients.apply(loss, cotangents, found, *self._leaves)  # pyright: ignore[reportAttributeAccessIssue]
+            return Gradients.apply(loss, bent, found, *self._leaves)  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _linear(tasks: AtOnce, input: Any, weight: Any, bias: Any = None) -> Tensor | None:
@@ -142,8 +147,9 @@ def _linear(tasks: AtOnce, input: Any, weight: Any, bias: Any = None) -> Tensor 
         return None
     rows, matrices, *biases = given
     turned = matrices.mT
-    output = plus_product(biases[0].unsqueeze(1), rows, turned) if biases else product(rows, turned)
-    return tasks.done(output, given, Linear(rows, matrices, bool(biases)))
+    output = torch.baddbmm(biases[0].unsqueeze(1), rows, turned) if biases else torch.bmm(rows, turned)
+    rule = Linear(bool(biases), rows.requires_grad, matrices.requires_grad)
+    return tasks.done(output, given, rule, rows, matrices)
 
 
 def _mse_loss(
@@ -155,8 +161,9 @@ def _mse_loss(
     if given is None or not _has_numbers(given[0]) or not _are_alike(*given):
         return None
     errors = torch.sub(*given)
-    rule = SquaredErrors(errors, given[1].requires_grad)
-    return tasks.done(mean_of_each(errors * errors), given, rule, is_value=True)
+    dim, share = errors.dim(), share_of(errors.shape)
+    rule = SquaredErrors(dim, given[1].requires_grad)
+    return tasks.done(mean_of_each(errors * errors, dim), given, rule, errors, share)
 
 
 def _cross_entropy(tasks: AtOnce, input: Any, target: Any, **options: Any) -> Tensor | None:
@@ -170,7 +177,7 @@ def _cross_entropy(tasks: AtOnce, input: Any, target: Any, **options: Any) -> Te
     counted = classes != options.get("ignore_index", -100)
     # The mean of no example is NaN, and its gradient zero.
     shares = counted / counted.sum(1, keepdim=True, dtype=scores.dtype).clamp(min=1)
-    return tasks.done(value, [scores], CrossEntropies(scores, classes, shares), is_value=True)
+    return tasks.done(value, [scores], CrossEntropies(), scores, classes, shares)
 
 
 def _difference(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
@@ -184,7 +191,8 @@ def _mean(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
     given = tasks.of_all(*args) if len(args) == 1 and not options else None
     if given is None or not _has_numbers(given[0]):
         return None
-    return tasks.done(mean_of_each(given[0]), given, Mean(given[0].shape))
+    (x,), dim = given, given[0].dim()
+    return tasks.done(mean_of_each(x, dim), given, Mean(dim), x.shape, share_of(x.shape))
 
 
 def _power(tasks: AtOnce, *args: Any, **options: Any) -> Tensor | None:
@@ -211,7 +219,7 @@ def _of_numbers(kind: Kind) -> Callable[..., Tensor | None]:
         if given is None or not _has_numbers(given[0]):
             return None
         output = kind.function(given[0])
-        return tasks.done(output, given, OfNumbers(kind, output if kind.by_result else given[0]))
+        return tasks.done(output, given, OfNumbers(kind), output if kind.by_result else given[0])
 
     return computed
 

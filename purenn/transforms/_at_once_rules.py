@@ -1,81 +1,90 @@
 """Derivatives, in formulas, of the functions that are computed of many tasks at once.
 
-Each rule is what one call leaves behind: ``y = f(x, ...)``, where all tensors have a leading axis for the tasks. None
-stands for zero.
+Each rule is of one kind of call, ``y = f(x, ...)``, where all tensors have a leading axis for the tasks. The formulas
+are written down before they are run, so a rule does not see any numbers or shapes. None stands for zero.
 """
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch._C._functorch import maybe_current_level
+
+from purenn.transforms._written import Number
 
 Some = Tensor | None
 
 
 class Rule(Protocol):
-    """The derivatives of one call.
+    """The derivatives of one kind of call.
 
     Gradients are added to what is given as `before`, an entry for each input. Entries of inputs that do not require
-    grad are not looked at. Where `y` is one number for each task, `g` may be the same number for all.
+    grad are not looked at.
 
     Attributes:
+        keeps: what a call keeps for them: its tensors, numbers and sizes.
         bends: whether gradients change with the inputs, so that `turn` looks at `g`.
+        takes_number: whether `g` may be a number, the same for all tasks, if `y` is one number for each.
     """
 
     @property
+    def keeps(self) -> tuple[type, ...]: ...
+    @property
     def bends(self) -> bool: ...
+    @property
+    def takes_number(self) -> bool: ...
 
-    def __iter__(self) -> Iterator[Any]: ...
-
-    def pull(self, g: Any, before: Sequence[Some]) -> Sequence[Some]:
+    def pull(self, kept: Sequence[Any], g: Any, before: Sequence[Some]) -> Sequence[Some]:
         """`before` plus the gradients by the inputs, from the gradient `g` by the output."""
         ...
 
-    def push(self, tangents: Sequence[Some]) -> Some:
+    def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
         """The tangent of the output, from those of the inputs."""
         ...
 
-    def turn(self, g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]) -> Sequence[Some]:
+    def turn(
+        self, kept: Sequence[Any], g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]
+    ) -> Sequence[Some]:
         """`before` plus the changes of the gradients, from the change of `g` and those of the inputs."""
         ...
 
 
 class Linear(NamedTuple):
-    """Of ``rows @ matrices.mT``, plus biases if there are any."""
+    """Of ``rows @ matrices.mT``, plus biases if there are any. Keeps rows and matrices."""
 
-    rows: Tensor
-    matrices: Tensor
     has_biases: bool
+    by_rows: bool
+    by_matrices: bool
+    keeps = Tensor, Tensor
     bends = True
+    takes_number = False
 
-    def pull(self, g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
-        rows, matrices, has_biases = self
-        by_rows = plus_product(before[0], g, matrices) if rows.requires_grad else None
-        by_matrices = plus_product(before[1], g.mT, rows) if matrices.requires_grad else None
-        return (by_rows, by_matrices, added(before[2], g.sum(1))) if has_biases else (by_rows, by_matrices)
+    def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
+        rows, matrices = kept
+        by_rows = plus_product(before[0], g, matrices) if self.by_rows else None
+        by_matrices = plus_product(before[1], g.mT, rows) if self.by_matrices else None
+        return (by_rows, by_matrices, added(before[2], g.sum(1))) if self.has_biases else (by_rows, by_matrices)
 
-    def push(self, tangents: Sequence[Some]) -> Some:
-        rows, matrices, has_biases = self
-        found = None
+    def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
+        rows, matrices = kept
+        biases = tangents[2].unsqueeze(1) if self.has_biases and tangents[2] is not None else None
+        factors = [(tangents[0], matrices.mT)] if tangents[0] is not None else []
         if tangents[1] is not None:
-            found = product(rows, tangents[1].mT)
-        if tangents[0] is not None:
-            found = plus_product(found, tangents[0], matrices.mT)
-        if has_biases and tangents[2] is not None:
-            biases = tangents[2].unsqueeze(1)
-            found = biases.expand(-1, rows.shape[1], -1) if found is None else found + biases
-        return found
+            factors.append((rows, tangents[1].mT))
+        if not factors:
+            return None if biases is None else biases.expand(-1, rows.shape[1], -1)
+        found = torch.bmm(*factors[0]) if biases is None else torch.baddbmm(biases, *factors[0])
+        return found if len(factors) == 1 else found.baddbmm_(*factors[1])
 
-    def turn(self, g: Tensor, change: Some, tangents: Sequence[Some], before: Sequence[Some]) -> Sequence[Some]:
-        rows, matrices, _ = self
+    def turn(
+        self, kept: Sequence[Any], g: Tensor, change: Some, tangents: Sequence[Some], before: Sequence[Some]
+    ) -> Sequence[Some]:
         fresh = change is not None
-        by_rows, by_matrices, *by_biases = self.pull(change, before) if fresh else before
-        if tangents[1] is not None and rows.requires_grad:
+        by_rows, by_matrices, *by_biases = self.pull(kept, change, before) if fresh else before
+        if tangents[1] is not None and self.by_rows:
             by_rows = plus_product(by_rows, g, tangents[1], fresh=fresh)
-        if tangents[0] is not None and matrices.requires_grad:
+        if tangents[0] is not None and self.by_matrices:
             by_matrices = plus_product(by_matrices, g.mT, tangents[0], fresh=fresh)
         return by_rows, by_matrices, *by_biases
 
@@ -84,89 +93,112 @@ class Difference(NamedTuple):
     """Of ``x - y``."""
 
     by_y: bool
+    keeps = ()
     bends = False
+    takes_number = False
 
-    def pull(self, g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
+    def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
         return added(before[0], g), added(before[1], -g) if self.by_y else None
 
-    def push(self, tangents: Sequence[Some]) -> Some:
-        return _difference(tangents)
+    def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
+        of_x, of_y = tangents
+        if of_y is None:
+            return of_x
+        return -of_y if of_x is None else of_x - of_y
 
-    def turn(self, g: Tensor, change: Some, tangents: Sequence[Some], before: Sequence[Some]) -> Sequence[Some]:
-        return before if change is None else self.pull(change, before)
+    def turn(
+        self, kept: Sequence[Any], g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]
+    ) -> Sequence[Some]:
+        return before if change is None else self.pull(kept, change, before)
 
 
 class SquaredErrors(NamedTuple):
-    """Of the mean of ``(x - y)**2``."""
+    """Of the mean of ``(x - y)**2``. Keeps the errors, and what each adds to the mean."""
 
-    errors: Tensor
+    dim: int
     by_y: bool
+    keeps = Tensor, float
     bends = True
+    takes_number = True
 
-    def pull(self, g: Tensor | float, before: Sequence[Some]) -> Sequence[Some]:
-        return Difference(self.by_y).pull(self._scaled(self.errors, g), before)
+    def pull(self, kept: Sequence[Any], g: Any, before: Sequence[Some]) -> Sequence[Some]:
+        errors, share = kept
+        return self._difference.pull((), self._scaled(errors, g, share), before)
 
-    def push(self, tangents: Sequence[Some]) -> Some:
-        change = _difference(tangents)
-        return None if change is None else 2 * mean_of_each(self.errors * change)
+    def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
+        change = self._difference.push((), tangents)
+        return None if change is None else 2 * mean_of_each(kept[0] * change, self.dim)
 
-    def turn(self, g: Tensor | float, change: Some, tangents: Sequence[Some], before: Sequence[Some]) -> Sequence[Some]:
-        of_errors = _difference(tangents)
+    def turn(
+        self, kept: Sequence[Any], g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]
+    ) -> Sequence[Some]:
+        of_errors = self._difference.push((), tangents)
         if of_errors is not None:
-            before = Difference(self.by_y).pull(self._scaled(of_errors, g), before)
-        return before if change is None else self.pull(change, before)
+            before = self._difference.pull((), self._scaled(of_errors, g, kept[1]), before)
+        return before if change is None else self.pull(kept, change, before)
 
-    def _scaled(self, x: Tensor, g: Tensor | float) -> Tensor:
-        g = g * (2 * share_of(x.shape))
-        return x * (g.view(-1, *[1] * (x.dim() - 1)) if isinstance(g, Tensor) else g)
+    @property
+    def _difference(self) -> Difference:
+        return Difference(self.by_y)
+
+    def _scaled(self, x: Tensor, g: Any, share: float) -> Tensor:
+        return x * _along(self.dim, g * (2 * share), g)
 
 
 class CrossEntropies(NamedTuple):
-    """Of the mean cross-entropy of rows of scores; `shares` is what each row adds to its task's mean."""
+    """Of the mean cross-entropy of rows of scores. Keeps scores, classes, and what each row adds to its task's mean."""
 
-    scores: Tensor
-    classes: Tensor
-    shares: Tensor
+    keeps = Tensor, Tensor, Tensor
     bends = True
+    takes_number = True
 
-    def pull(self, g: Tensor | float, before: Sequence[Some]) -> Sequence[Some]:
-        return [added(before[0], self._errors() * self._weights(g))]
+    def pull(self, kept: Sequence[Any], g: Any, before: Sequence[Some]) -> Sequence[Some]:
+        scores, classes, shares = kept
+        return [added(before[0], self._errors(scores, classes) * self._weights(shares, g))]
 
-    def push(self, tangents: Sequence[Some]) -> Some:
-        (of_scores,) = tangents
-        return None if of_scores is None else (self._errors() * self._weights(1.0) * of_scores).sum((1, 2))
+    def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
+        (scores, classes, shares), (of_scores,) = kept, tangents
+        if of_scores is None:
+            return None
+        return (self._errors(scores, classes) * shares.unsqueeze(-1) * of_scores).sum((1, 2))
 
-    def turn(self, g: Tensor | float, change: Some, tangents: Sequence[Some], before: Sequence[Some]) -> Sequence[Some]:
-        (of_scores,) = tangents
+    def turn(
+        self, kept: Sequence[Any], g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]
+    ) -> Sequence[Some]:
+        (scores, _, shares), (of_scores,) = kept, tangents
         if of_scores is not None:
-            y = self.scores.softmax(-1)
+            y = scores.softmax(-1)
             turned = _aten._softmax_backward_data.default(of_scores, y, -1, y.dtype)
-            before = [added(before[0], turned * self._weights(g))]
-        return before if change is None else self.pull(change, before)
+            before = [added(before[0], turned * self._weights(shares, g))]
+        return before if change is None else self.pull(kept, change, before)
 
-    def _errors(self) -> Tensor:
-        places = self.classes.clamp(0, self.scores.shape[-1] - 1).unsqueeze(-1)
-        return self.scores.softmax(-1) - torch.zeros_like(self.scores).scatter_(-1, places, 1)
+    def _errors(self, scores: Tensor, classes: Tensor) -> Tensor:
+        places = classes.clamp(0, scores.shape[-1] - 1).unsqueeze(-1)
+        return scores.softmax(-1) - torch.zeros_like(scores).scatter_(-1, places, 1)
 
-    def _weights(self, g: Tensor | float) -> Tensor:
-        return (self.shares * (g.unsqueeze(1) if isinstance(g, Tensor) else g)).unsqueeze(-1)
+    def _weights(self, shares: Tensor, g: Any) -> Tensor:
+        return (shares * _along(2, g, g)).unsqueeze(-1)
 
 
 class Mean(NamedTuple):
-    """Of the mean of each task's numbers, as many as `shape` says."""
+    """Of the mean of each task's numbers. Keeps their sizes, and what each adds."""
 
-    shape: torch.Size
+    dim: int
+    keeps = torch.Size, float
     bends = False
+    takes_number = False
 
-    def pull(self, g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
-        each = (g * share_of(self.shape)).view(-1, *[1] * (len(self.shape) - 1))
-        return [added(before[0], each.expand(self.shape))]
+    def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
+        shape, share = kept
+        return [added(before[0], _along(self.dim, g * share, g).expand(shape))]
 
-    def push(self, tangents: Sequence[Some]) -> Some:
-        return None if tangents[0] is None else mean_of_each(tangents[0])
+    def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
+        return None if tangents[0] is None else mean_of_each(tangents[0], self.dim)
 
-    def turn(self, g: Tensor, change: Some, tangents: Sequence[Some], before: Sequence[Some]) -> Sequence[Some]:
-        return before if change is None else self.pull(change, before)
+    def turn(
+        self, kept: Sequence[Any], g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]
+    ) -> Sequence[Some]:
+        return before if change is None else self.pull(kept, change, before)
 
 
 class Kind(NamedTuple):
@@ -186,34 +218,37 @@ class Kind(NamedTuple):
 
 
 class OfNumbers(NamedTuple):
-    """Of a `Kind`."""
+    """Of a `Kind`. Keeps its v."""
 
     kind: Kind
-    v: Tensor
+    keeps = (Tensor,)
+    takes_number = False
 
     @property
     def bends(self) -> bool:
         """Whether there is a second derivative."""
         return self.kind.curve is not None
 
-    def pull(self, g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
-        return [added(before[0], self.kind.slope(g, self.v))]
+    def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
+        return [added(before[0], self.kind.slope(g, *kept))]
 
-    def push(self, tangents: Sequence[Some]) -> Some:
-        return None if tangents[0] is None else self.kind.slope(tangents[0], self.v)
+    def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
+        return None if tangents[0] is None else self.kind.slope(tangents[0], *kept)
 
-    def turn(self, g: Tensor, change: Some, tangents: Sequence[Some], before: Sequence[Some]) -> Sequence[Some]:
+    def turn(
+        self, kept: Sequence[Any], g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]
+    ) -> Sequence[Some]:
         (of_x,), curve = tangents, self.kind.curve
         if of_x is not None and curve is not None:
-            before = [added(before[0], curve(g * of_x, self.v))]
-        return before if change is None else self.pull(change, before)
+            before = [added(before[0], curve(g * of_x, *kept))]
+        return before if change is None else self.pull(kept, change, before)
 
 
 def _curve_of_gelu(g: Tensor, x: Tensor) -> Tensor:
     # The normal density at x, times 2 - x^2.
     square = x * x
     density = (square * -0.5).exp_()
-    return g * square.sub_(2).mul_(density).mul_(-1 / math.sqrt(2 * math.pi))
+    return g * (square - 2) * density.mul_(-1 / math.sqrt(2 * math.pi))
 
 
 _aten = torch.ops.aten
@@ -240,9 +275,9 @@ def share_of(shape: torch.Size) -> float:
     return shape[0] / shape.numel()
 
 
-def mean_of_each(x: Tensor) -> Tensor:
-    """The mean of each task's numbers."""
-    return x.mean(tuple(range(1, x.dim())))
+def mean_of_each(x: Tensor, dim: int) -> Tensor:
+    """The mean of each task's numbers, of a tensor with so many axes."""
+    return x.mean(tuple(range(1, dim)))
 
 
 def added(x: Some, y: Tensor) -> Tensor:
@@ -250,24 +285,13 @@ def added(x: Some, y: Tensor) -> Tensor:
     return y if x is None else x + y
 
 
-def product(x: Tensor, y: Tensor) -> Tensor:
-    """The products of matrices."""
-    return x * y if x.shape[2] == 1 else torch.bmm(x, y)
-
-
 def plus_product(total: Some, x: Tensor, y: Tensor, *, fresh: bool = False) -> Tensor:
     """Some numbers, which may be written into if they are fresh, and products of matrices."""
     if total is None:
-        return product(x, y)
-    if x.shape[2] == 1:
-        return torch.addcmul(total, x, y)
-    if maybe_current_level() is not None:  # where one may be batched and the other not
-        return torch.baddbmm(total, x, y)
+        return torch.bmm(x, y)
     return total.baddbmm_(x, y) if fresh else torch.bmm(x, y).add_(total)
 
 
-def _difference(tangents: Sequence[Some]) -> Some:
-    of_x, of_y = tangents
-    if of_y is None:
-        return of_x
-    return -of_y if of_x is None else of_x - of_y
+def _along(dim: int, x: Any, g: Any) -> Any:
+    # A number for each task, like g, for products with tensors with so many axes; or one for all.
+    return x if isinstance(g, Number) else x.view(-1, *[1] * (dim - 1))
