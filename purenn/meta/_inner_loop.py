@@ -55,10 +55,13 @@ def inner_loop(
             is then the identity (for a plain `sgd`). Default: False.
         remat: whether a gradient keeps the parameters and the optimiser's state of each step only, and computes the
             rest again. Default: False.
-        unroll: "python" writes the steps out; "scan" has `pn.jit` compile one step, whatever their number, and is
-            "python" elsewhere; a number is "scan" with so many steps written out to the one that is compiled, which
-            takes longer to compile and may take less time to run; "vjp" is "python" with remat that keeps only about
-            sqrt(2 steps) of what remat keeps, and computes the steps between them once more. Default: "python".
+        unroll: "python" writes the steps out and calls the loss for each; "scan" has `pn.jit` compile one step,
+            whatever their number, and elsewhere repeats what the loss has done in the first step, without calling it
+            again, where that is known: for stacked tasks (``how="sum"`` of `meta.grad`), if parameters and data go
+            through nothing but linear maps, relu, gelu, tanh, sigmoid, differences, squares, means, squared errors and
+            cross-entropy; a number is "scan" with so many steps written out to the one that is compiled, which takes
+            longer to compile and may take less time to run; "vjp" is "python" with remat that keeps only about sqrt(2
+            steps) of what remat keeps, and computes the steps between them once more. Default: "python".
         truncate: if given, gradients of all but this many steps at the end count as constants. Default: None.
         select: if given, only these leaves are adapted: path patterns, or a function of ``pn.tree.select(params)``.
             Default: all.
@@ -152,7 +155,8 @@ class _Loop:
         if self.group is not None and writes_programs():
             return self._compiled(step, carry, rest, args, kwargs, numbers, self.group)
         if constant or not self.remat:
-            done = None if constant else steps_in_a_row(self.step, carry, rest, self._data(args), kwargs, numbers)
+            given = self.step, carry, rest, self._data(args), kwargs, numbers
+            done = None if constant else steps_in_a_row(*given, repeats=self.group is not None)
             return done or self._in_turn(step, carry, rest, args, kwargs, numbers)
 
         def piece(carry: Carry, rest: Any, args: tuple, kwargs: dict[str, Any], part: range) -> tuple[Carry, Tensor]:

@@ -14,7 +14,14 @@ from purenn.transforms._nested import Examples, can_nest
 
 
 def steps_in_a_row(
-    step: Step, carry: Carry, rest: Any, data: Callable[[int], tuple], kwargs: dict[str, Any], numbers: range
+    step: Step,
+    carry: Carry,
+    rest: Any,
+    data: Callable[[int], tuple],
+    kwargs: dict[str, Any],
+    numbers: range,
+    *,
+    repeats: bool,
 ) -> tuple[Carry, Tensor] | None:
     """The carry after some steps that are differentiated, and their losses.
 
@@ -28,6 +35,7 @@ def steps_in_a_row(
         data: the loss's positional arguments in a step.
         kwargs: its keyword arguments.
         numbers: of the steps.
+        repeats: whether all steps may do what the first does, without another call of the loss.
 
     Returns:
         None where the steps must be made one by one: by an optimiser that looks at the tree or at all numbers of a
@@ -44,17 +52,23 @@ def steps_in_a_row(
     if not row.columns[0] or (examples.level and not row.together):
         return None
     row.columns = [examples.out_of(column) for column in row.columns]
-    totals = []
+    totals, known, forward, seen, given = [], examples.at_once() if repeats else None, None, None, []
     for number in numbers:
-        args = data(number)
-        rate = row.rate()
-        total, _, found = examples.value_and_grad(
-            "inner_loop",
-            lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
-            row.columns[0],
-            private=number > numbers[0],
-            rate=rate,
-        )
+        args, rate = data(number), row.rate()
+        if known and args is not seen:
+            seen, given = args, examples.all_in(args, kwargs, rest)
+        if forward is None:
+            total, _, found = examples.value_and_grad(
+                "inner_loop",
+                lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
+                row.columns[0],
+                private=number > numbers[0],
+                rate=rate,
+                known=known,
+            )
+            forward = known.forward(given) if known else None
+        else:
+            total, found = examples.repeated(forward, row.columns[0], given, rate)
         totals.append(total)
         if rate is None:
             row.step(found)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from purenn.transforms._written import Number
@@ -35,6 +36,10 @@ class Rule(Protocol):
     @property
     def takes_number(self) -> bool: ...
 
+    def compute(self, given: Sequence[Tensor], numbers: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        """The output, and what is kept, of which the numbers and sizes are given."""
+        ...
+
     def pull(self, kept: Sequence[Any], g: Any, before: Sequence[Some]) -> Sequence[Some]:
         """`before` plus the gradients by the inputs, from the gradient `g` by the output."""
         ...
@@ -59,6 +64,12 @@ class Linear(NamedTuple):
     keeps = Tensor, Tensor
     bends = True
     takes_number = False
+
+    def compute(self, given: Sequence[Tensor], numbers: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        rows, matrices, *biases = given
+        turned = matrices.mT
+        output = torch.baddbmm(biases[0].unsqueeze(1), rows, turned) if biases else torch.bmm(rows, turned)
+        return output, (rows, matrices)
 
     def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
         rows, matrices = kept
@@ -97,6 +108,9 @@ class Difference(NamedTuple):
     bends = False
     takes_number = False
 
+    def compute(self, given: Sequence[Tensor], numbers: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        return torch.sub(*given), ()
+
     def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
         return added(before[0], g), added(before[1], -g) if self.by_y else None
 
@@ -120,6 +134,10 @@ class SquaredErrors(NamedTuple):
     keeps = Tensor, float
     bends = True
     takes_number = True
+
+    def compute(self, given: Sequence[Tensor], numbers: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        errors = torch.sub(*given)
+        return mean_of_each(errors * errors, self.dim), (errors, *numbers)
 
     def pull(self, kept: Sequence[Any], g: Any, before: Sequence[Some]) -> Sequence[Some]:
         errors, share = kept
@@ -146,18 +164,32 @@ class SquaredErrors(NamedTuple):
 
 
 class CrossEntropies(NamedTuple):
-    """Of the mean cross-entropy of rows of scores. Keeps scores, classes, and what each row adds to its task's mean."""
+    """Of the mean cross-entropy of rows of scores, except those whose class is ignored.
 
+    Keeps scores, classes, and what each row adds to its task's mean.
+    """
+
+    ignored: int
     keeps = Tensor, Tensor, Tensor
     bends = True
     takes_number = True
 
+    def compute(self, given: Sequence[Tensor], numbers: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        scores, classes = given
+        counted = classes != self.ignored
+        count = counted.sum(1, keepdim=True, dtype=scores.dtype)
+        rows, each = scores.flatten(0, 1), classes.flatten(0, 1)
+        losses = F.cross_entropy(rows, each, ignore_index=self.ignored, reduction="none")
+        value = losses.view_as(classes).sum(1) / count.squeeze(1)
+        # The mean of no example is NaN, and its gradient zero.
+        return value, (scores, classes, counted / count.clamp(min=1))
+
     def pull(self, kept: Sequence[Any], g: Any, before: Sequence[Some]) -> Sequence[Some]:
         scores, classes, shares = kept
-        return [added(before[0], self._errors(scores, classes) * self._weights(shares, g))]
+        return added(before[0], self._errors(scores, classes) * self._weights(shares, g)), None
 
     def push(self, kept: Sequence[Any], tangents: Sequence[Some]) -> Some:
-        (scores, classes, shares), (of_scores,) = kept, tangents
+        (scores, classes, shares), (of_scores, _) = kept, tangents
         if of_scores is None:
             return None
         return (self._errors(scores, classes) * shares.unsqueeze(-1) * of_scores).sum((1, 2))
@@ -165,11 +197,11 @@ class CrossEntropies(NamedTuple):
     def turn(
         self, kept: Sequence[Any], g: Any, change: Some, tangents: Sequence[Some], before: Sequence[Some]
     ) -> Sequence[Some]:
-        (scores, _, shares), (of_scores,) = kept, tangents
+        (scores, _, shares), (of_scores, _) = kept, tangents
         if of_scores is not None:
             y = scores.softmax(-1)
             turned = _aten._softmax_backward_data.default(of_scores, y, -1, y.dtype)
-            before = [added(before[0], turned * self._weights(shares, g))]
+            before = added(before[0], turned * self._weights(shares, g)), None
         return before if change is None else self.pull(kept, change, before)
 
     def _errors(self, scores: Tensor, classes: Tensor) -> Tensor:
@@ -187,6 +219,9 @@ class Mean(NamedTuple):
     keeps = torch.Size, float
     bends = False
     takes_number = False
+
+    def compute(self, given: Sequence[Tensor], numbers: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        return mean_of_each(given[0], self.dim), numbers
 
     def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
         shape, share = kept
@@ -229,6 +264,10 @@ class OfNumbers(NamedTuple):
         """Whether there is a second derivative."""
         return self.kind.curve is not None
 
+    def compute(self, given: Sequence[Tensor], numbers: Sequence[Any]) -> tuple[Tensor, Sequence[Any]]:
+        output = self.kind.function(*given)
+        return output, [output] if self.kind.by_result else given
+
     def pull(self, kept: Sequence[Any], g: Tensor, before: Sequence[Some]) -> Sequence[Some]:
         return [added(before[0], self.kind.slope(g, *kept))]
 
@@ -266,7 +305,7 @@ SIGMOID = Kind(
     lambda g, y: _aten.sigmoid_backward.default(g, y),
     lambda g, y: _aten.sigmoid_backward.default(g - 2 * g * y, y),
 )
-GELU = Kind(torch.nn.functional.gelu, False, lambda g, x: _aten.gelu_backward.default(g, x), _curve_of_gelu)
+GELU = Kind(F.gelu, False, lambda g, x: _aten.gelu_backward.default(g, x), _curve_of_gelu)
 SQUARE = Kind(lambda x: x * x, False, lambda g, x: x * (g + g), lambda g, x: g + g)
 
 

@@ -29,9 +29,11 @@ from torch.autograd.graph import GradientEdge
 from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
 from purenn.transforms._at_once import AtOnce
+from purenn.transforms._at_once_functions import Tasks
+from purenn.transforms._at_once_loss import Forward
 from purenn.transforms._failures import WRITTEN
 from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, pulled_back, running
-from purenn.transforms._leaves import detached, scalar_output, split_aux
+from purenn.transforms._leaves import detached, scalar_output, split_aux, tensors_in
 
 
 class _Stacked(threading.local):
@@ -109,6 +111,12 @@ def _leaf(value: Tensor) -> Tensor:
     return leaf
 
 
+def _filled(found: Sequence[Tensor | None], given: Sequence[Tensor], rate: float | None) -> list[Tensor]:
+    # A tensor that the value does not depend on has no gradient, and stays as it is.
+    pairs = zip(given, found, strict=True)
+    return [(torch.zeros_like(x) if rate is None else x) if new is None else new for x, new in pairs]
+
+
 class Examples:
     """The tasks of the vmap around, if there is one: in and out of its level.
 
@@ -129,6 +137,10 @@ class Examples:
         """The tensors of all tasks, the first axis theirs."""
         level, size = self.level, self.size
         return [_remove_batch_dim(tensor, level, size, 0) for tensor in tensors] if level else list(tensors)
+
+    def all_in(self, *trees: Any) -> list[Tensor]:
+        """The tensors in some trees that are not the same for all tasks, of all tasks."""
+        return self.out_of([tensor for tensor in tensors_in(*trees) if is_batchedtensor(tensor)])
 
     def into(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The tensors of one task."""
@@ -156,6 +168,7 @@ class Examples:
         *,
         private: bool = False,
         rate: float | None = None,
+        known: AtOnce | None = None,
     ) -> tuple[Tensor, Any, list[Tensor]]:
         """As `nested_value_and_grad`, by the tensors of all tasks, and with their values.
 
@@ -166,30 +179,37 @@ class Examples:
             has_aux: whether the function has an auxiliary output.
             private: whether nobody else has these tensors, so that they need no views. Default: False.
             rate: if given, not the gradients are returned, but the tensors less this multiple of them. Default: None.
+            known: what `at_once` has made, to be asked about this call afterwards. Default: None.
         """
         recorded = not is_alone()
         with torch.enable_grad():
             leaves = given if private and _require_grad(given) else fresh(given)
             before = [leaf._version for leaf in leaves]
-            known = self.at_once(leaves)
+            known = known or self.at_once()
+            if known:
+                known.begin(leaves)
             with running(), differentiated_again(), known or contextlib.nullcontext():
                 value, aux = split_aux(name, call(self.into(leaves)), has_aux)
             (total,) = self.out_of([scalar_output(name, value)])
             if [leaf._version for leaf in leaves] != before:
                 wrong, fix = WRITTEN
                 raise MutationError(f"{name}: {wrong}. {fix}")
-            found = known.gradients(total, recorded=recorded, rate=rate) if known else None
+            found = known.gradients(total, is_recorded=recorded, rate=rate) if known else None
             if found is None:
                 roots = [total] if total.requires_grad else []
                 found = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
                 if rate is not None:
                     found = [torch.add(x, g, alpha=-rate) for x, g in zip(given, found, strict=True)]
-            # A tensor that the value does not depend on has no gradient, and stays as it is.
-            pairs = zip(given, found, strict=True)
-            gradients = [(torch.zeros_like(x) if rate is None else x) if new is None else new for x, new in pairs]
         if not recorded:
             total, aux = total.detach(), detached(aux)
-        return total, aux, gradients
+        return total, aux, _filled(found, given, rate)
+
+    def repeated(
+        self, forward: Forward, given: list[Tensor], data: Sequence[Tensor], rate: float | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Value and gradients of a function that has been called before, for other tensors and data of all tasks."""
+        total, found = forward(given, data, rate, is_recorded=not is_alone())
+        return total, _filled(found, given, rate)
 
     @contextlib.contextmanager
     def again(self) -> Iterator["Examples"]:
@@ -200,9 +220,9 @@ class Examples:
         with vmap_increment_nesting(self.size, "error") as level, stacked_tasks():
             yield Examples(level, self.size)
 
-    def at_once(self, leaves: Sequence[Tensor] = ()) -> AtOnce | None:
+    def at_once(self) -> AtOnce | None:
         """A context in which some functions are computed of all tasks at once."""
-        return AtOnce(self.level, self.size, leaves, is_traced=is_traced()) if self.level else None
+        return AtOnce(Tasks(self.level, self.size), is_traced=is_traced()) if self.level else None
 
 
 def at_once() -> contextlib.AbstractContextManager[Any]:

@@ -28,16 +28,20 @@ class Writer:
         self._count += 1
         return (Number if is_number else fx.Proxy)(self._graph.placeholder(f"x{self._count}"), self._tracer)
 
-    def function(self, result: Any, *, in_place: bool) -> Callable[..., Any]:
+    def function(self, result: Any, *, is_alone: bool) -> Callable[..., Any]:
         """The function.
 
         Args:
             result: what it returns: lists of what has been written, and of None.
-            in_place: whether the methods that write in place do so. They must be given what nobody else has, and only
-                their results may be used.
+            is_alone: whether what it computes is neither differentiated nor batched. Then methods that write in place
+                do so, for which they must be given what nobody else has; otherwise they do not. Only their results may
+                be used.
         """
         self._graph.output(self._tracer.create_arg(result))
-        for node in self._graph.nodes:
-            if node.op == "call_method" and not in_place:
+        for node in [node for node in self._graph.nodes if node.op == "call_method"]:
+            if is_alone and node.target == "detach":
+                node.replace_all_uses_with(node.args[0])
+                self._graph.erase_node(node)
+            elif not is_alone:
                 node.target = node.target.rstrip("_")
         return fx.GraphModule(torch.nn.Module(), self._graph).forward

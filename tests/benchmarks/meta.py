@@ -55,7 +55,7 @@ def correctness(make: Callable[..., Problem], device: torch.device, steps: int) 
     problem = make(device, torch.float64)
     expected = autograd_loop(problem, steps)()
     for how in ("vmap", "sum", "loop"):
-        for options in ({}, {"unroll": "vjp"}):
+        for options in ({}, {"unroll": "scan"}, {"unroll": "vjp"}):
             found = ours(problem, steps, how, **options)(problem.p, *problem.data)
             print(
                 f"{make.__name__}, {how}, {options or 'unrolled'}: differs by {differing(found, expected)} in float64"
@@ -70,6 +70,7 @@ def eager(device: torch.device, repeats: int) -> list[list[str]]:
     forms: dict[str, Callable[[], Any]] = {
         f"eager, {how}": partial(ours(problem, 5, how), problem.p, *problem.data) for how in ("sum", "vmap", "loop")
     }
+    forms["eager, sum, scan"] = partial(ours(problem, 5, "sum", unroll="scan"), problem.p, *problem.data)
     forms["stacked, torch.vmap"], forms["stacked, by hand"] = sum_of_tasks(problem, 5), batched_by_hand(problem, 5)
     rows, few = [HEADING], max(repeats // 3, 5)
     for name, form in forms.items():
@@ -77,7 +78,8 @@ def eager(device: torch.device, repeats: int) -> list[list[str]]:
         for calls, timed, pairs in ((CALLS, IN_A_ROW, few), (1, "in turn", repeats)):
             rows.append(row(f"{name}, {timed}", "torch.autograd, a loop", form, loop, pairs, calls))
     for name, peer in peers(problem, 5).items():
-        rows.append(row(f"eager, sum, {IN_A_ROW}", name, forms["eager, sum"], peer, few, CALLS))
+        for mine in ("eager, sum", "eager, sum, scan"):
+            rows.append(row(f"{mine}, {IN_A_ROW}", name, forms[mine], peer, few, CALLS))
     return rows
 
 
@@ -95,7 +97,7 @@ def jitted(device: torch.device, repeats: int) -> list[list[str]]:
 
             others |= _meta_jax.gradients(problem, steps)
         seconds = {name: _seconds(call) for name, call in others.items()}
-        longer: Any = "python" if steps < 20 else 4
+        longer: Any = 5
         for how, unroll in [("sum", "scan"), ("vmap", "scan"), ("sum", longer), ("vmap", longer)]:
             call = partial(pn.jit(ours(problem, steps, how, unroll=unroll)), problem.p, *problem.data)
             first = first_call(call)

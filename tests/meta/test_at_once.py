@@ -1,6 +1,7 @@
 """Losses whose functions, and their gradients, are computed of all tasks at once: nothing but the time differs."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +20,8 @@ from purenn.transforms import _nested
 from purenn.transforms._at_once_loss import Loss
 
 SGD = pn.optim.sgd(0.1)
+# By "scan" the steps repeat what the first does.
+UNROLLS: tuple[Any, ...] = ("python", "scan")
 
 
 def network(device: torch.device, outputs: int = 1) -> Sequential:
@@ -40,11 +43,12 @@ def _as_class(y: Tensor) -> Tensor:
 
 def both_ways(loss: Callable[..., Tensor], p: Any, data: Any, steps: int = 3) -> None:
     """The mean loss and the meta-gradient of stacked tasks are those of one task after the other."""
-    stacked, one_by_one = (
-        pn.meta.value_and_grad(pn.meta.maml(loss, SGD, steps), how)(p, *data) for how in ("sum", "loop")
-    )
-    torch.testing.assert_close(stacked[0], one_by_one[0], rtol=0, atol=1e-12)
-    agree(stacked[1], leaves(one_by_one[1]))
+    value, gradient = pn.meta.value_and_grad(pn.meta.maml(loss, SGD, steps), "loop")(p, *data)
+    for unroll in UNROLLS:
+        task_loss = pn.meta.maml(loss, SGD, steps, unroll=unroll)
+        stacked = pn.meta.value_and_grad(task_loss, "sum")(p, *data)
+        torch.testing.assert_close(stacked[0], value, rtol=0, atol=1e-12)
+        agree(stacked[1], leaves(gradient))
 
 
 @pytest.fixture
@@ -136,16 +140,17 @@ STEPS = {
 def test_steps(device: torch.device, name: str) -> None:
     """Whatever the optimiser does with the gradients, and of parameters that the loss does not use as well."""
     p = {"network": network(device), "shift": torch.ones(1, dtype=DOUBLE, device=device)}
-    adapt = pn.meta.inner_loop(
-        lambda p, x, y: F.mse_loss(p["network"][1](torch.tanh(p["network"][0](x))), y), STEPS[name], 3
-    )
 
-    def task_loss(p: Any, support: tuple, query: tuple) -> Tensor:
-        adapted, losses = adapt(p, *support)
-        return F.mse_loss(adapted["network"](query[0]) + adapted["shift"], query[1]) + losses.sum()
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(p["network"][1](torch.tanh(p["network"][0](x))), y)
 
-    stacked, one_by_one = (pn.meta.grad(task_loss, how)(p, *tasks(device)) for how in ("sum", "loop"))
-    agree(stacked, leaves(one_by_one))
+    def task_loss(p: Any, support: tuple, query: tuple, unroll: Any = "python") -> Tensor:
+        adapted, losses = pn.meta.inner_loop(loss, STEPS[name], 3, unroll=unroll)(p, *support)
+        return F.mse_loss(adapted["network"](query[0]) + adapted["shift"], query[1]) + losses.square().sum()
+
+    expected = leaves(pn.meta.grad(task_loss, "loop")(p, *tasks(device)))
+    for unroll in UNROLLS:
+        agree(pn.meta.grad(partial(task_loss, unroll=unroll), "sum")(p, *tasks(device)), expected)
 
 
 BOUNDED = sorted(ACTIVATIONS.keys() - {"torch.square", "two in a row"})  # squares of squares grow beyond all numbers
@@ -174,11 +179,74 @@ def test_products_with_the_hessian(device: torch.device, monkeypatch: pytest.Mon
     step = Row.step
     monkeypatch.setattr(Row, "step", lambda *given: stepped.append(given) or step(*given))
     for optimizer, apart in ((SGD, 0), (STEPS["with momentum"], 3)):
-        products.clear()
-        stepped.clear()
-        task_loss = pn.meta.maml(lambda p, x, y: F.mse_loss(p[1](torch.tanh(p[0](x))), y), optimizer, 3)
+        for unroll in UNROLLS:
+            products.clear()
+            stepped.clear()
+            pn.meta.grad(pn.meta.maml(_of_two_layers, optimizer, 3, unroll=unroll), "sum")(
+                network(device), *tasks(device)
+            )
+            assert (len(products), len(stepped)) == (3, apart)
+
+
+def _of_two_layers(p: Any, x: Tensor, y: Tensor) -> Tensor:
+    return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
+
+
+REPEATED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], int]] = {
+    "what is known": (_of_two_layers, 1),
+    "the mean as the value": (lambda p, x, y: (p[1](p[0](x)) - y).square().mean(), 1),
+    "a difference as the value": (lambda p, x, y: _of_two_layers(p, x, y) - F.mse_loss(p[1](p[0](x)), y), 1),
+    "a constant of the parameters": (lambda p, x, y: F.mse_loss(p[1](p[0](x)), torch.tanh(p[1](p[0](x))).detach()), 3),
+    "a constant of the data": (lambda p, x, y: F.mse_loss(p[1](p[0](x)), y.exp()), 3),
+    "something unknown": (lambda p, x, y: F.mse_loss(p[1](torch.cos(p[0](x))), y), 3),
+    "a write after use": (lambda p, x, y: _written_after(p, x, y), 1),
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_repeated(device: torch.device, name: str) -> None:
+    """By "scan" the loss is called for the first step alone, if nothing but parameters and data makes its value."""
+    function, expected = REPEATED[name]
+    calls: list[None] = []
+
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        calls.append(None)
+        return function(p, x, y)
+
+    both_ways(function, network(device), tasks(device))
+    for unroll, count in (("scan", expected), (2, expected), ("python", 3)):
+        calls.clear()
+        adapt = pn.meta.inner_loop(loss, SGD, 3, unroll=unroll)
+
+        def task_loss(p: Any, support: tuple, query: tuple, adapt: Any = adapt) -> Tensor:
+            return _of_two_layers(adapt(p, *support)[0], *query)
+
         pn.meta.grad(task_loss, "sum")(network(device), *tasks(device))
-        assert (len(products), len(stepped)) == (3, apart)
+        assert len(calls) == count
+
+
+def test_repeated_with_other_data(device: torch.device) -> None:
+    """With data of its own for each step, keyword arguments, and parameters that are not adapted."""
+    (x, y), query = tasks(device)
+    support = [torch.stack([part, part.sin(), part.cos()], 1) for part in (x, y)]
+
+    def task_loss(p: Any, support: list, query: tuple, unroll: Any = "python") -> Tensor:
+        adapt = pn.meta.inner_loop(
+            lambda p, x, y, by: F.mse_loss(F.linear(torch.tanh(p["one"](x)), p["w"]), torch.sub(y, by)),
+            SGD,
+            3,
+            batches=True,
+            select="one.**",
+            unroll=unroll,
+        )
+        adapted, losses = adapt(p, *support, by=query[1])
+        return F.mse_loss(F.linear(adapted["one"](query[0]), adapted["w"]), query[1]) + losses.sum()
+
+    one, last = network(device).layers
+    p = {"one": one, "w": last.weight.detach()}
+    expected = leaves(pn.meta.grad(task_loss, "loop")(p, support, query))
+    for unroll in UNROLLS:
+        agree(pn.meta.grad(partial(task_loss, unroll=unroll), "sum")(p, support, query), expected)
 
 
 @pytest.mark.usefixtures("by_formulas")
@@ -339,28 +407,33 @@ def test_written_later(device: torch.device) -> None:
         own.add_(1)
         return F.mse_loss(p[1](torch.tanh(hidden)), y)
 
-    def later(p: Any, support: tuple, query: tuple) -> Tensor:
+    def later(p: Any, support: tuple, query: tuple, unroll: Any = "python") -> Tensor:
         x = support[0] + 0
-        adapted, _ = pn.meta.inner_loop(loss, SGD, 2)(p, x, support[1])
+        adapted, _ = pn.meta.inner_loop(loss, SGD, 2, unroll=unroll)(p, x, support[1])
         x.add_(1)
         return loss(adapted, *query)
 
     def between(p: Any, support: tuple, query: tuple) -> Tensor:
         return loss(pn.meta.inner_loop(written, SGD, 2, first_order=True)(p, *support)[0], *query)
 
-    for task_loss in (later, between):
+    for task_loss in (later, partial(later, unroll="scan"), between):
         with pytest.raises(MutationError, match="overwrites in place a value that the gradient needs"):
             pn.meta.grad(task_loss, "sum")(p, *data)
 
 
 def test_many_directions(device: torch.device) -> None:
     """Derivatives of a meta-gradient along many directions at once, by torch's own batches of cotangents."""
+    for unroll in UNROLLS:
+        _along_many(device, unroll)
+
+
+def _along_many(device: torch.device, unroll: Any) -> None:
     p, data = pn.tree.map(lambda w: w.clone().requires_grad_(), network(device)), tasks(device)
 
     def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
 
-    gradient = pn.meta.grad(pn.meta.maml(loss, SGD, 2), "sum")(p, *data)[0].bias
+    gradient = pn.meta.grad(pn.meta.maml(loss, SGD, 2, unroll=unroll), "sum")(p, *data)[0].bias
     parameters, basis = pn.tree.leaves(p), torch.eye(len(gradient), dtype=DOUBLE, device=device)
     batched = torch.autograd.grad(gradient, parameters, basis, is_grads_batched=True, retain_graph=True)
     rows = [torch.autograd.grad(gradient, parameters, row, retain_graph=True) for row in basis]
@@ -373,14 +446,20 @@ def test_third_derivatives(device: torch.device, name: str) -> None:
     """The formulas can be differentiated as often as anybody wants."""
     p, data = network(device), tasks(device)
 
-    def meta_gradient(how: Any) -> Callable[[Any], Tensor]:
-        def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
-            return F.mse_loss(p[1](ACTIVATIONS[name](p[0](x))), y)
+    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        return F.mse_loss(p[1](ACTIVATIONS[name](p[0](x))), y)
 
-        grad = pn.meta.grad(pn.meta.maml(loss, SGD, 2), how)
+    def meta_gradient(how: Any, unroll: Any = "python") -> Callable[[Any], Tensor]:
+        def task_loss(p: Any, support: tuple, query: tuple) -> Tensor:
+            adapted, losses = pn.meta.inner_loop(loss, SGD, 2, unroll=unroll)(p, *support)
+            return loss(adapted, *query) + losses.square().sum()
+
+        grad = pn.meta.grad(task_loss, how)
         return lambda p: sum(leaf.square().sum() for leaf in pn.tree.leaves(grad(p, *data)))
 
-    agree(pn.grad(meta_gradient("sum"))(p), leaves(pn.grad(meta_gradient("loop"))(p)))
+    expected = leaves(pn.grad(meta_gradient("loop"))(p))
+    for unroll in UNROLLS:
+        agree(pn.grad(meta_gradient("sum", unroll))(p), expected)
 
 
 def test_third_derivatives_of_classes(device: torch.device) -> None:
@@ -403,9 +482,10 @@ def test_constant_gradients(device: torch.device) -> None:
     def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
         return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
 
-    task_loss = pn.meta.maml(loss, SGD, 3, first_order=True)
-    agree(pn.meta.grad(task_loss, "sum")(p, *data), leaves(pn.meta.grad(task_loss, "loop")(p, *data)))
-    assert not _has_graph(pn.meta.reptile(loss, SGD, 3)(p, *data[0]))
+    for unroll in UNROLLS:
+        task_loss = pn.meta.maml(loss, SGD, 3, first_order=True, unroll=unroll)
+        agree(pn.meta.grad(task_loss, "sum")(p, *data), leaves(pn.meta.grad(task_loss, "loop")(p, *data)))
+        assert not _has_graph(pn.meta.reptile(loss, SGD, 3, unroll=unroll)(p, *data[0]))
 
 
 def test_constant_gradients_of_other_losses(device: torch.device) -> None:
