@@ -1,6 +1,6 @@
 """Steps of an inner loop in a row: what is the same in all of them is done once."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -8,6 +8,8 @@ from torch import Tensor
 
 from purenn._modes import is_traced
 from purenn.meta._step import Carry, Step
+from purenn.optim._row import Row
+from purenn.transforms._at_once_loss import Forward
 from purenn.transforms._lean import is_alone, outermost
 from purenn.transforms._leaves import take_apart
 from purenn.transforms._nested import Examples, can_nest
@@ -52,27 +54,44 @@ def steps_in_a_row(
     if not row.columns[0] or (examples.level and not row.together):
         return None
     row.columns = [examples.out_of(column) for column in row.columns]
-    totals, known, forward, seen, given = [], examples.at_once() if repeats else None, None, None, []
-    for number in numbers:
-        args, rate = data(number), row.rate()
-        if known and args is not seen:
-            seen, given = args, examples.all_in(args, kwargs, rest)
-        if forward is None:
-            total, _, found = examples.value_and_grad(
-                "inner_loop",
-                lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
-                row.columns[0],
-                private=number > numbers[0],
-                rate=rate,
-                known=known,
-            )
-            forward = known.forward(given) if known else None
-        else:
-            total, found = examples.repeated(forward, row.columns[0], given, rate)
+    totals, known, left = [], examples.at_once() if repeats else None, iter(numbers)
+    for number in left:
+        args, rate = data(number), row.rate(0)
+        total, _, found = examples.value_and_grad(
+            "inner_loop",
+            lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
+            row.columns[0],
+            private=number > numbers[0],
+            rate=rate,
+            known=known,
+        )
         totals.append(total)
         if rate is None:
             row.step(found)
         else:
             row.went(found)
+        if known:
+            given = examples.all_in(args, kwargs, rest)
+            forward = known.forward(given)
+            if forward:
+                others = [data(number) for number in left]
+                each = [given if other is args else examples.all_in(other, kwargs, rest) for other in others]
+                totals += _repeated(forward, row, each)
     row.columns = [examples.into(column) for column in row.columns]
     return (argument.rebuilt(row.columns[0]), row.state()), examples.into([torch.stack(totals, -1)])[0]
+
+
+def _repeated(forward: Forward, row: Row, data: Sequence[Sequence[Tensor]]) -> list[Tensor]:
+    # The values before some more steps, made as the one before them.
+    recorded, totals = not is_alone(), []
+    rates = [rate for rate in map(row.rate, range(len(data))) if rate is not None]
+    if data and len(rates) == len(data):
+        totals, parameters = forward(row.columns[0], data, rates, recorded)
+        row.went(parameters, len(data))
+        return totals
+    for each in data:
+        (total,), gradients = forward(row.columns[0], [each], None, recorded)
+        totals.append(total)
+        pairs = zip(row.columns[0], gradients, strict=True)
+        row.step([torch.zeros_like(x) if gradient is None else gradient for x, gradient in pairs])
+    return totals

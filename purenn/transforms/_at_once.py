@@ -18,7 +18,7 @@ from torch.overrides import TorchFunctionMode
 
 from purenn.transforms._at_once_formulas import Call, Formulas, formulas_of
 from purenn.transforms._at_once_functions import AS_STRIDED, PLANNERS, Plan, Tasks, as_strided
-from purenn.transforms._at_once_loss import Forward, Loss, recorded, versions_of
+from purenn.transforms._at_once_loss import Forward, Gradients, Loss, versions_of
 from purenn.transforms._at_once_rules import Some
 
 
@@ -92,12 +92,12 @@ class AtOnce(TorchFunctionMode):
         self._versions_kept += versions_of(kept)
         self._ends.append(len(self._kept))
 
-    def gradients(self, total: Tensor, *, is_recorded: bool, rate: float | None = None) -> Sequence[Some] | None:
+    def gradients(self, total: Tensor, *, recorded: bool, rate: float | None = None) -> Sequence[Some] | None:
         """The gradients of the sum of all tasks' values, None for leaves that it does not depend on.
 
         Args:
             total: the values of all tasks.
-            is_recorded: whether the gradients can be differentiated.
+            recorded: whether the gradients can be differentiated.
             rate: if given, not the gradients are returned, but the leaves less this multiple of them. Default: None.
 
         Returns:
@@ -117,7 +117,7 @@ class AtOnce(TorchFunctionMode):
         with temporarily_clear_interpreter_stack():
             with torch.no_grad():
                 found, bent = loss.gradients()
-            return recorded(loss, bent, found) if is_recorded else found
+            return Gradients.apply(loss, bent, found, *self._leaves) if recorded else found  # pyright: ignore[reportAttributeAccessIssue]
 
     def forward(self, data: Sequence[Tensor]) -> Forward | None:
         """How the values of which `gradients` were asked are computed; None if that is not known.

@@ -30,7 +30,6 @@ class Loss(NamedTuple):
         versions: see `versions_of`.
         top: the gradient by the value.
         is_step: whether not the gradients are asked for, but the leaves plus the gradients.
-        again: computes everything once more, see `Formulas.whole`; None if the value and what is kept have graphs.
     """
 
     formulas: Formulas
@@ -39,7 +38,6 @@ class Loss(NamedTuple):
     versions: Sequence[int | None]
     top: Any
     is_step: bool
-    again: Callable[[], Any] | None = None
 
     def is_written(self) -> bool:
         """Whether something that the derivatives need has been written into."""
@@ -76,6 +74,43 @@ def versions_of(kept: Sequence[Any]) -> list[int | None]:
     return [x._version if isinstance(x, Tensor) else None for x in kept]
 
 
+class Gradients(_SingleLevelFunction):
+    """The gradients of a loss, or the leaves after a step; their derivatives are products with the Hessian."""
+
+    @staticmethod
+    def forward(ctx: Any, loss: Loss, bent: Sequence[Any], found: Sequence[Some], *leaves: Tensor) -> tuple[Some, ...]:
+        """What has been found: apart, since what belongs to the graph of it must not hold it."""
+        ctx.loss, ctx.bent = loss, bent
+        ctx.set_materialize_grads(False)
+        return tuple(found)
+
+    @staticmethod
+    def backward(ctx: Any, *tangents: Some) -> tuple[Any, ...]:
+        """The products."""
+        loss: Loss = ctx.loss
+        _require_unwritten(loss)
+        if torch.is_grad_enabled():
+            found = _by_autograd(loss.gradients()[0], tangents, loss.leaves)
+        else:
+            found = loss.changes(ctx.bent, tangents)
+        return None, None, None, *found
+
+
+def _require_unwritten(*losses: Loss) -> None:
+    if any(loss.is_written() for loss in losses):
+        raise RuntimeError(_WRITTEN)
+
+
+def _by_autograd(roots: Sequence[Some], cotangents: Sequence[Some], leaves: Sequence[Tensor]) -> Sequence[Some]:
+    # Where a third derivative is asked for: of what the gradients are made of.
+    pairs = [
+        (root, cotangent)
+        for root, cotangent in zip(roots, cotangents, strict=True)
+        if root is not None and root.requires_grad and cotangent is not None
+    ]
+    return pulled_back([root for root, _ in pairs], [given for _, given in pairs], leaves, recorded=True)
+
+
 class Forward(NamedTuple):
     """How a value and its derivatives are computed of leaves and data.
 
@@ -90,65 +125,80 @@ class Forward(NamedTuple):
     numbers: Sequence[Any]
 
     def __call__(
-        self, leaves: Sequence[Tensor], data: Sequence[Tensor], rate: float | None, *, is_recorded: bool
-    ) -> tuple[Tensor, Sequence[Some]]:
-        """The value, and what `AtOnce.gradients` returns."""
-        scale, is_step = 1.0 if rate is None else -rate, rate is not None
-        versions = versions_of(data)
+        self, leaves: Sequence[Tensor], data: Sequence[Sequence[Tensor]], rates: Sequence[float] | None, recorded: bool
+    ) -> tuple[list[Tensor], list[Any]]:
+        """The values before some steps, and the leaves after them.
 
-        def whole() -> Any:
-            if versions_of(data) != versions:
+        Args:
+            leaves: the leaves.
+            data: those of each step.
+            rates: the multiples of the gradients by which the steps go down. If None there is one step, which is not
+                made: what is returned instead of the leaves are the gradients, None for those that are zero.
+            recorded: whether what is returned can be differentiated.
+        """
+        versions = [versions_of(each) for each in data]
+
+        def again() -> _Steps:
+            if [versions_of(each) for each in data] != versions:
                 raise RuntimeError(_WRITTEN)
-            written = self.formulas.whole(self.inputs, len(data), is_step, _is_alone())
-            return written(scale, *leaves, *data, *self.numbers)
+            return self._steps(leaves, data, rates)
 
         with temporarily_clear_interpreter_stack():
             with torch.no_grad():
-                total, found, bent, kept = whole()
-            if is_recorded:
-                loss = Loss(self.formulas, leaves, kept, versions_of(kept), scale, is_step, whole)
-                total, *found = recorded(loss, bent, [total, *found])
-        return total, found
+                steps = self._steps(leaves, data, rates)
+            if not recorded:
+                return steps.values, steps.found
+            results = Repeated.apply(steps.losses, steps.bent, again, (*steps.values, *steps.found), *leaves)  # pyright: ignore[reportAttributeAccessIssue]
+        return results[: len(data)], results[len(data) :]
+
+    def _steps(
+        self, leaves: Sequence[Tensor], data: Sequence[Sequence[Tensor]], rates: Sequence[float] | None
+    ) -> "_Steps":
+        is_step, steps = rates is not None, _Steps([], list(leaves), [], [])
+        scales = [1.0] if rates is None else [-rate for rate in rates]
+        for each, scale in zip(data, scales, strict=True):
+            written = self.formulas.whole(self.inputs, len(each), is_step, _is_alone())
+            value, found, bent, kept = written(scale, *leaves, *each, *self.numbers)
+            steps.values.append(value)
+            steps.losses.append(Loss(self.formulas, leaves, kept, versions_of(kept), scale, is_step))
+            steps.bent.append(bent)
+            if is_step:
+                leaves = found = [old if new is None else new for old, new in zip(leaves, found, strict=True)]
+            steps.found[:] = found
+        return steps
 
 
-def recorded(loss: Loss, bent: Sequence[Any], results: Sequence[Some]) -> Any:
-    """What `Loss.gradients` has found, after the value if that has no graph, so that it can be differentiated."""
-    # Apart, since what belongs to the graph of the gradients must not hold them.
-    return Gradients.apply(loss, bent, results, *loss.leaves)  # pyright: ignore[reportAttributeAccessIssue]
+class _Steps(NamedTuple):
+    values: list[Tensor]
+    found: list[Some]
+    losses: list[Loss]
+    bent: list[Any]
 
 
-class Gradients(_SingleLevelFunction):
-    """The gradients of a loss, or the leaves after a step; their derivatives are products with the Hessian."""
+class Repeated(_SingleLevelFunction):
+    """What `Forward` returns."""
 
     @staticmethod
-    def forward(ctx: Any, loss: Loss, bent: Sequence[Any], results: list[Some], *leaves: Tensor) -> tuple[Some, ...]:
-        """What has been found."""
-        ctx.loss, ctx.bent = loss, bent
+    def forward(
+        ctx: Any, losses: list[Loss], bent: list[Any], again: Callable[[], _Steps], results: tuple, *leaves: Tensor
+    ) -> tuple[Some, ...]:
+        """The results, again apart."""
+        ctx.losses, ctx.bent, ctx.again, ctx.leaves = losses, bent, again, leaves
         ctx.set_materialize_grads(False)
-        return tuple(results)
+        return results
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Some) -> tuple[Any, ...]:
-        """The products."""
-        loss: Loss = ctx.loss
-        if loss.is_written():
-            raise RuntimeError(_WRITTEN)
-        of_total, *tangents = cotangents if loss.again else (None, *cotangents)
+        """Through one step after the other."""
+        losses: list[Loss] = ctx.losses
+        _require_unwritten(*losses)
         if torch.is_grad_enabled():
-            return None, None, None, *_by_autograd(loss, of_total, tangents)
-        found = loss.changes(ctx.bent, tangents)
-        if of_total is not None:
-            plain, _ = loss._replace(top=of_total, is_step=False).gradients()
-            found = [y if x is None else x if y is None else x + y for x, y in zip(found, plain, strict=True)]
-        return None, None, None, *found
-
-
-def _by_autograd(loss: Loss, of_total: Some, tangents: Sequence[Some]) -> Sequence[Some]:
-    # Where a third derivative is asked for: of what the gradients are made of.
-    total, found = loss.again()[:2] if loss.again else (None, loss.gradients()[0])
-    pairs = [
-        (root, tangent)
-        for root, tangent in zip([total, *found], [of_total, *tangents], strict=True)
-        if root is not None and root.requires_grad and tangent is not None
-    ]
-    return pulled_back([root for root, _ in pairs], [tangent for _, tangent in pairs], loss.leaves, recorded=True)
+            steps = ctx.again()
+            return None, None, None, None, *_by_autograd([*steps.values, *steps.found], cotangents, ctx.leaves)
+        of_values, found = cotangents[: len(losses)], cotangents[len(losses) :]
+        for loss, bent, of_value in zip(losses[::-1], ctx.bent[::-1], of_values[::-1], strict=True):
+            found = loss.changes(bent, found)
+            if of_value is not None:
+                plain, _ = loss._replace(top=of_value, is_step=False).gradients()
+                found = [y if x is None else x if y is None else x + y for x, y in zip(found, plain, strict=True)]
+        return None, None, None, None, *found

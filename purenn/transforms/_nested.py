@@ -30,7 +30,6 @@ from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
 from purenn.transforms._at_once import AtOnce
 from purenn.transforms._at_once_functions import Tasks
-from purenn.transforms._at_once_loss import Forward
 from purenn.transforms._failures import WRITTEN
 from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, pulled_back, running
 from purenn.transforms._leaves import detached, scalar_output, split_aux, tensors_in
@@ -111,12 +110,6 @@ def _leaf(value: Tensor) -> Tensor:
     return leaf
 
 
-def _filled(found: Sequence[Tensor | None], given: Sequence[Tensor], rate: float | None) -> list[Tensor]:
-    # A tensor that the value does not depend on has no gradient, and stays as it is.
-    pairs = zip(given, found, strict=True)
-    return [(torch.zeros_like(x) if rate is None else x) if new is None else new for x, new in pairs]
-
-
 class Examples:
     """The tasks of the vmap around, if there is one: in and out of its level.
 
@@ -194,7 +187,7 @@ class Examples:
             if [leaf._version for leaf in leaves] != before:
                 wrong, fix = WRITTEN
                 raise MutationError(f"{name}: {wrong}. {fix}")
-            found = known.gradients(total, is_recorded=recorded, rate=rate) if known else None
+            found = known.gradients(total, recorded=recorded, rate=rate) if known else None
             if found is None:
                 roots = [total] if total.requires_grad else []
                 found = pulled(roots, leaves, [torch.ones_like(root) for root in roots], recorded)
@@ -202,14 +195,10 @@ class Examples:
                     found = [torch.add(x, g, alpha=-rate) for x, g in zip(given, found, strict=True)]
         if not recorded:
             total, aux = total.detach(), detached(aux)
-        return total, aux, _filled(found, given, rate)
-
-    def repeated(
-        self, forward: Forward, given: list[Tensor], data: Sequence[Tensor], rate: float | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Value and gradients of a function that has been called before, for other tensors and data of all tasks."""
-        total, found = forward(given, data, rate, is_recorded=not is_alone())
-        return total, _filled(found, given, rate)
+        # A tensor that the value does not depend on has no gradient, and stays as it is.
+        pairs = zip(given, found, strict=True)
+        gradients = [(torch.zeros_like(x) if rate is None else x) if new is None else new for x, new in pairs]
+        return total, aux, gradients
 
     @contextlib.contextmanager
     def again(self) -> Iterator["Examples"]:
