@@ -19,7 +19,7 @@ from purenn.optim._transformation import EmptyState
 from purenn.transforms import vmap
 from purenn.transforms._lean import alone
 from purenn.transforms._leaves import detached
-from purenn.transforms._nested import at_once, stacked_tasks
+from purenn.transforms._nested import at_once, stacked_tasks, value_as_before
 from purenn.tree import container, partition
 from purenn.tree import map as tree_map
 
@@ -30,7 +30,8 @@ def maml(loss: Callable[..., Tensor], optimizer: GradientTransformation, steps: 
     """The loss on a task's query data after some steps on its support data.
 
     With ``first_order=True`` it is first-order MAML; with ``select="head.**"``, say, ANIL, which adapts a part of the
-    model only; with ``truncate=2`` derivatives go through the last two steps.
+    model only; with ``truncate=2`` derivatives go through the last two steps. With ``unroll="scan"`` the loss is called
+    once for both kinds of data where it is known what it does (see `inner_loop`) and they have the same shapes.
 
     Args:
         loss: ``loss(params, *data)``, a scalar.
@@ -204,6 +205,9 @@ def reptile(
 
 def _of_all_tasks(loss: Callable[..., Tensor]) -> Callable[..., Tensor]:
     def computed(*args: Any) -> Tensor:
+        value = value_as_before(loss, *args)
+        if value is not None:
+            return value
         with at_once():
             return loss(*args)
 

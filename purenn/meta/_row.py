@@ -12,7 +12,7 @@ from purenn.optim._row import Row
 from purenn.transforms._at_once_loss import Forward
 from purenn.transforms._lean import is_alone, outermost
 from purenn.transforms._leaves import take_apart
-from purenn.transforms._nested import Examples, can_nest
+from purenn.transforms._nested import Examples, Known, can_nest, remember
 
 
 def steps_in_a_row(
@@ -74,6 +74,8 @@ def steps_in_a_row(
             given = examples.all_in(args, kwargs, rest)
             forward = known.forward(given)
             if forward:
+                if rest is None and not kwargs:
+                    remember(Known(step.loss, argument.structure, args, forward))
                 others = [data(number) for number in left]
                 each = [given if other is args else examples.all_in(other, kwargs, rest) for other in others]
                 totals += _repeated(forward, row, each)

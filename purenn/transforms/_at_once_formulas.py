@@ -83,7 +83,7 @@ class Formulas:
         return self._once((self._write_changes, given, is_step, is_alone))
 
     def whole(
-        self, inputs: tuple[tuple[int, ...], ...], data: int, is_step: bool, is_alone: bool
+        self, inputs: tuple[tuple[int, ...], ...], data: int, is_step: bool | None, is_alone: bool
     ) -> Callable[..., Any]:
         """A function of a number, the gradient by the value, of the leaves, of data, and of the numbers that are kept.
 
@@ -92,7 +92,7 @@ class Formulas:
         Args:
             inputs: for each call the places of its inputs: of a leaf or a result, or as ``~place`` one among the data.
             data: how many there are.
-            is_step: whether it returns the leaves plus the gradients.
+            is_step: whether it returns the leaves plus the gradients; None if it returns no gradients.
             is_alone: see `Writer.function`.
         """
         return self._once((self._write_whole, inputs, data, is_step, is_alone))
@@ -105,7 +105,7 @@ class Formulas:
         return written
 
     def _write_whole(
-        self, inputs: tuple[tuple[int, ...], ...], data: int, is_step: bool, is_alone: bool
+        self, inputs: tuple[tuple[int, ...], ...], data: int, is_step: bool | None, is_alone: bool
     ) -> Callable[..., Any]:
         writer = Writer()
         top = writer.argument(is_number=True)
@@ -119,7 +119,7 @@ class Formulas:
             kept.append(own)
         if not self.takes_number:
             top = torch.full_like(values[-1], top)
-        gradients, bent = self._pulled(top, leaves, kept, is_step)
+        gradients, bent = ([], []) if is_step is None else self._pulled(top, leaves, kept, is_step)
         return writer.function((values[-1], gradients, bent, [x for own in kept for x in own]), is_alone=is_alone)
 
     def _write_gradients(self, is_step: bool, is_number: bool, is_alone: bool) -> Callable[..., Any]:

@@ -151,6 +151,26 @@ class Forward(NamedTuple):
             results = Repeated.apply(steps.losses, steps.bent, again, (*steps.values, *steps.found), *leaves)  # pyright: ignore[reportAttributeAccessIssue]
         return results[: len(data)], results[len(data) :]
 
+    def value(self, leaves: Sequence[Tensor], data: Sequence[Tensor], recorded: bool) -> Tensor:
+        """The value; for the arguments see `__call__`."""
+        versions = versions_of(data)
+
+        def again() -> tuple[Tensor, list[Any]]:
+            if versions_of(data) != versions:
+                raise RuntimeError(_WRITTEN)
+            value, *_, kept = self.formulas.whole(self.inputs, len(data), None, _is_alone())(
+                1.0, *leaves, *data, *self.numbers
+            )
+            return value, kept
+
+        with temporarily_clear_interpreter_stack():
+            with torch.no_grad():
+                value, kept = again()
+            if not recorded:
+                return value
+            loss = Loss(self.formulas, leaves, kept, versions_of(kept), None, is_step=False)
+            return Value.apply(loss, again, [value], *leaves)  # pyright: ignore[reportAttributeAccessIssue]
+
     def _steps(
         self, leaves: Sequence[Tensor], data: Sequence[Sequence[Tensor]], rates: Sequence[float] | None
     ) -> "_Steps":
@@ -202,3 +222,24 @@ class Repeated(_SingleLevelFunction):
                 plain, _ = loss._replace(top=of_value, is_step=False).gradients()
                 found = [y if x is None else x if y is None else x + y for x, y in zip(found, plain, strict=True)]
         return None, None, None, None, *found
+
+
+class Value(_SingleLevelFunction):
+    """What `Forward.value` returns."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, loss: Loss, again: Callable[[], tuple[Tensor, Any]], value: list[Tensor], *leaves: Tensor
+    ) -> Tensor:
+        """The value, again apart."""
+        ctx.loss, ctx.again = loss, again
+        return value[0]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
+        """The gradients."""
+        loss: Loss = ctx.loss
+        _require_unwritten(loss)
+        if torch.is_grad_enabled():
+            return None, None, None, *_by_autograd([ctx.again()[0]], cotangents, loss.leaves)
+        return None, None, None, *loss._replace(top=cotangents[0]).gradients()[0]

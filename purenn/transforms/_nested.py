@@ -9,8 +9,9 @@ each task's loss is the gradient of the sum of all of them, so it is taken below
 import contextlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 from torch._C._functorch import (
@@ -30,13 +31,32 @@ from purenn._modes import differentiated_again, is_traced
 from purenn.errors import MutationError
 from purenn.transforms._at_once import AtOnce
 from purenn.transforms._at_once_functions import Tasks
+from purenn.transforms._at_once_loss import Forward
 from purenn.transforms._failures import WRITTEN
 from purenn.transforms._lean import NESTED, by_plain_autograd, is_alone, pulled_back, running
-from purenn.transforms._leaves import detached, scalar_output, split_aux, tensors_in
+from purenn.transforms._leaves import detached, scalar_output, split_aux, take_apart, tensors_in
+from purenn.tree._walk import Structure
+
+
+class Known(NamedTuple):
+    """How a loss has been computed of all tasks.
+
+    Attributes:
+        loss: the loss.
+        structure: that of its parameters.
+        args: its other arguments.
+        forward: how.
+    """
+
+    loss: Callable[..., Any]
+    structure: Structure
+    args: tuple
+    forward: Forward
 
 
 class _Stacked(threading.local):
     active = False
+    known: tuple[Known, ...] = ()
 
 
 _stacked = _Stacked()
@@ -45,11 +65,45 @@ _stacked = _Stacked()
 @contextlib.contextmanager
 def stacked_tasks(active: bool = True) -> Iterator[None]:
     """Within this context, gradients directly under one vmap are those of the sum over its examples."""
-    before, _stacked.active = _stacked.active, active
+    before = _stacked.active, _stacked.known
+    _stacked.active, _stacked.known = active, ()
     try:
         yield
     finally:
-        _stacked.active = before
+        _stacked.active, _stacked.known = before
+
+
+def remember(known: Known) -> None:
+    """Note how a loss has been computed, as long as `stacked_tasks` lasts."""
+    _stacked.known = (*_stacked.known, known)
+
+
+def value_as_before(loss: Callable[..., Any], params: Any, *args: Any) -> Tensor | None:
+    """The value of a loss as it has been computed of arguments that are alike; None if it has not."""
+    if not (_stacked.known and _stacked.active and is_below_transformations()):
+        return None
+    argument, examples = take_apart(params), Examples.around()
+    for known in _stacked.known:
+        if known.loss is loss and known.structure is argument.structure and _are_alike(known.args, args):
+            leaves, data = examples.out_of(argument.values), examples.all_in(args)
+            if any(x.requires_grad for x in data):
+                return None
+            return examples.into([known.forward.value(leaves, data, recorded=not is_alone())])[0]
+    return None
+
+
+def _are_alike(one: Any, other: Any) -> bool:
+    # Whether a loss does the same with these arguments: tensors with other numbers, and otherwise equal.
+    leaves, spec = optree.tree_flatten(one)
+    others, other_spec = optree.tree_flatten(other)
+    return spec == other_spec and all(_is_alike(x, y) for x, y in zip(leaves, others, strict=True))
+
+
+def _is_alike(x: Any, y: Any) -> bool:
+    if not (isinstance(x, Tensor) and isinstance(y, Tensor)):
+        return x is y or (type(x) is type(y) and isinstance(x, (int, float, str)) and x == y)
+    about_x, about_y = [(z.shape, z.dtype, z.device, is_batchedtensor(z)) for z in (x, y)]
+    return about_x == about_y and (x is y or is_batchedtensor(x))
 
 
 def is_below_transformations() -> bool:

@@ -208,21 +208,68 @@ def test_repeated(device: torch.device, name: str) -> None:
     """By "scan" the loss is called for the first step alone, if nothing but parameters and data makes its value."""
     function, expected = REPEATED[name]
     calls: list[None] = []
-
-    def loss(p: Any, x: Tensor, y: Tensor) -> Tensor:
-        calls.append(None)
-        return function(p, x, y)
-
     both_ways(function, network(device), tasks(device))
     for unroll, count in (("scan", expected), (2, expected), ("python", 3)):
         calls.clear()
-        adapt = pn.meta.inner_loop(loss, SGD, 3, unroll=unroll)
+        adapt = pn.meta.inner_loop(_counting(function, calls), SGD, 3, unroll=unroll)
 
         def task_loss(p: Any, support: tuple, query: tuple, adapt: Any = adapt) -> Tensor:
             return _of_two_layers(adapt(p, *support)[0], *query)
 
         pn.meta.grad(task_loss, "sum")(network(device), *tasks(device))
         assert len(calls) == count
+
+
+def _counting(loss: Callable[..., Tensor], calls: list[None]) -> Callable[..., Tensor]:
+    def counted(*args: Any) -> Tensor:
+        calls.append(None)
+        return loss(*args)
+
+    return counted
+
+
+def test_repeated_for_the_query(device: torch.device) -> None:
+    """The loss of query data is repeated as well if they are like the support's; in all derivatives."""
+    p, (support, other) = network(device), tasks(device)
+    query = support[0].sin(), support[1].exp()
+    both_ways(_of_two_layers, p, (support, query))
+    number, text = 2.0, "mean"
+
+    def with_options(p: Any, x: Tensor, y: Tensor, by: float, reduction: str) -> Tensor:
+        return (
+            F.mse_loss(p[1](torch.tanh(p[0](x))), y, reduction=reduction) if by == number else _of_two_layers(p, x, x)
+        )
+
+    calls: list[None] = []
+    for loss, data, count in (
+        (_of_two_layers, (support, other), 1),
+        (_of_two_layers, (support, [part[:, :3] for part in other]), 2),
+        (with_options, ((*support, number, text), (*query, number, text)), 1),
+        (with_options, ((*support, number, text), (*query, number, "sum")), 2),
+    ):
+        calls.clear()
+        pn.meta.grad(pn.meta.maml(_counting(loss, calls), SGD, 3, unroll="scan"), "sum")(p, *data)
+        assert len(calls) == count
+
+    def squares(how: Any, unroll: Any) -> Callable[[Any], Tensor]:
+        grad = pn.meta.grad(pn.meta.maml(_of_two_layers, SGD, 2, unroll=unroll), how)
+        return lambda p: sum(leaf.square().sum() for leaf in pn.tree.leaves(grad(p, support, query)))
+
+    agree(pn.grad(squares("sum", "scan"))(p), leaves(pn.grad(squares("loop", "python"))(p)))
+
+
+def test_learned_query(device: torch.device) -> None:
+    """Query data that have a gradient of their own get it."""
+    p, (support, _) = network(device), tasks(device)
+    task_loss = pn.meta.maml(_of_two_layers, SGD, 2, unroll="scan")
+
+    def total(shift: Tensor, how: Any) -> Tensor:
+        return pn.meta.value_and_grad(task_loss, how)(p, support, (support[0] + shift, support[1]))[0]
+
+    shift = torch.tensor(0.3, dtype=DOUBLE, device=device)
+    found, expected = (pn.grad(partial(total, how=how))(shift) for how in ("sum", "loop"))
+    assert expected != 0
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
 
 
 def test_repeated_with_other_data(device: torch.device) -> None:
