@@ -92,7 +92,7 @@ def _repeated(forward: Forward, row: Row, data: Sequence[Sequence[Tensor]]) -> l
         row.went(parameters, len(data))
         return totals
     for each in data:
-        (total,), gradients = forward(row.columns[0], [each], None, recorded)
+        (total,), gradients = forward(row.columns[0], [each], [None], recorded)
         totals.append(total)
         pairs = zip(row.columns[0], gradients, strict=True)
         row.step([torch.zeros_like(x) if gradient is None else gradient for x, gradient in pairs])

@@ -125,15 +125,16 @@ class Forward(NamedTuple):
     numbers: Sequence[Any]
 
     def __call__(
-        self, leaves: Sequence[Tensor], data: Sequence[Sequence[Tensor]], rates: Sequence[float] | None, recorded: bool
+        self, leaves: Sequence[Tensor], data: Sequence[Sequence[Tensor]], rates: Sequence[float | None], recorded: bool
     ) -> tuple[list[Tensor], list[Any]]:
         """The values before some steps, and the leaves after them.
 
         Args:
             leaves: the leaves.
             data: those of each step.
-            rates: the multiples of the gradients by which the steps go down. If None there is one step, which is not
-                made: what is returned instead of the leaves are the gradients, None for those that are zero.
+            rates: the multiples of the gradients by which the steps go down. Of a single step without one not the
+                leaves are returned, but the gradients, None for those that are zero. If there are no rates there is one
+                value and nothing else.
             recorded: whether what is returned can be differentiated.
         """
         versions = [versions_of(each) for each in data]
@@ -151,36 +152,16 @@ class Forward(NamedTuple):
             results = Repeated.apply(steps.losses, steps.bent, again, (*steps.values, *steps.found), *leaves)  # pyright: ignore[reportAttributeAccessIssue]
         return results[: len(data)], results[len(data) :]
 
-    def value(self, leaves: Sequence[Tensor], data: Sequence[Tensor], recorded: bool) -> Tensor:
-        """The value; for the arguments see `__call__`."""
-        versions = versions_of(data)
-
-        def again() -> tuple[Tensor, list[Any]]:
-            if versions_of(data) != versions:
-                raise RuntimeError(_WRITTEN)
-            value, *_, kept = self.formulas.whole(self.inputs, len(data), None, _is_alone())(
-                1.0, *leaves, *data, *self.numbers
-            )
-            return value, kept
-
-        with temporarily_clear_interpreter_stack():
-            with torch.no_grad():
-                value, kept = again()
-            if not recorded:
-                return value
-            loss = Loss(self.formulas, leaves, kept, versions_of(kept), None, is_step=False)
-            return Value.apply(loss, again, [value], *leaves)  # pyright: ignore[reportAttributeAccessIssue]
-
     def _steps(
-        self, leaves: Sequence[Tensor], data: Sequence[Sequence[Tensor]], rates: Sequence[float] | None
+        self, leaves: Sequence[Tensor], data: Sequence[Sequence[Tensor]], rates: Sequence[float | None]
     ) -> "_Steps":
-        is_step, steps = rates is not None, _Steps([], list(leaves), [], [])
-        scales = [1.0] if rates is None else [-rate for rate in rates]
+        steps, is_step = _Steps([], [], [], []), rates[0] is not None if rates else None
+        scales = [1.0 if rate is None else -rate for rate in rates or [None]]
         for each, scale in zip(data, scales, strict=True):
             written = self.formulas.whole(self.inputs, len(each), is_step, _is_alone())
             value, found, bent, kept = written(scale, *leaves, *each, *self.numbers)
             steps.values.append(value)
-            steps.losses.append(Loss(self.formulas, leaves, kept, versions_of(kept), scale, is_step))
+            steps.losses.append(Loss(self.formulas, leaves, kept, versions_of(kept), scale, bool(is_step)))
             steps.bent.append(bent)
             if is_step:
                 leaves = found = [old if new is None else new for old, new in zip(leaves, found, strict=True)]
@@ -217,29 +198,8 @@ class Repeated(_SingleLevelFunction):
             return None, None, None, None, *_by_autograd([*steps.values, *steps.found], cotangents, ctx.leaves)
         of_values, found = cotangents[: len(losses)], cotangents[len(losses) :]
         for loss, bent, of_value in zip(losses[::-1], ctx.bent[::-1], of_values[::-1], strict=True):
-            found = loss.changes(bent, found)
+            found = loss.changes(bent, found) if found else [None] * len(loss.leaves)
             if of_value is not None:
                 plain, _ = loss._replace(top=of_value, is_step=False).gradients()
                 found = [y if x is None else x if y is None else x + y for x, y in zip(found, plain, strict=True)]
         return None, None, None, None, *found
-
-
-class Value(_SingleLevelFunction):
-    """What `Forward.value` returns."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, loss: Loss, again: Callable[[], tuple[Tensor, Any]], value: list[Tensor], *leaves: Tensor
-    ) -> Tensor:
-        """The value, again apart."""
-        ctx.loss, ctx.again = loss, again
-        return value[0]
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Any, ...]:
-        """The gradients."""
-        loss: Loss = ctx.loss
-        _require_unwritten(loss)
-        if torch.is_grad_enabled():
-            return None, None, None, *_by_autograd([ctx.again()[0]], cotangents, loss.leaves)
-        return None, None, None, *loss._replace(top=cotangents[0]).gradients()[0]

@@ -88,7 +88,7 @@ def value_as_before(loss: Callable[..., Any], params: Any, *args: Any) -> Tensor
             leaves, data = examples.out_of(argument.values), examples.all_in(args)
             if any(x.requires_grad for x in data):
                 return None
-            return examples.into([known.forward.value(leaves, data, recorded=not is_alone())])[0]
+            return examples.into(known.forward(leaves, [data], [], not is_alone())[0])[0]
     return None
 
 

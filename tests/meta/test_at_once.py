@@ -18,6 +18,7 @@ from purenn.layers import Linear, Sequential
 from purenn.optim._row import Row
 from purenn.transforms import _nested
 from purenn.transforms._at_once_loss import Loss
+from purenn.transforms._written import Writer
 
 SGD = pn.optim.sgd(0.1)
 # By "scan" the steps repeat what the first does.
@@ -190,6 +191,21 @@ def test_products_with_the_hessian(device: torch.device, monkeypatch: pytest.Mon
 
 def _of_two_layers(p: Any, x: Tensor, y: Tensor) -> Tensor:
     return F.mse_loss(p[1](torch.tanh(p[0](x))), y)
+
+
+@pytest.mark.parametrize("unroll", UNROLLS)
+def test_written_once(device: torch.device, monkeypatch: pytest.MonkeyPatch, unroll: Any) -> None:
+    """The formulas of a loss are those of all data and of all networks of its form, whatever the sizes."""
+    gradient = pn.meta.grad(pn.meta.maml(_of_two_layers, SGD, 3, unroll=unroll), "sum")
+    expected = gradient(network(device), *tasks(device))
+    with monkeypatch.context() as patch:
+        patch.setattr(Writer, "function", lambda *_, **__: pytest.fail("written again"))
+        agree(gradient(network(device), *tasks(device)), leaves(expected))
+        support, query = [[part.repeat(1, 2, 1) for part in parts] for parts in tasks(device)]
+        one, two = pn.random.split(pn.random.key(1, device))
+        p = Sequential.of(Linear.init(one, 2, 7, dtype=DOUBLE), Linear.init(two, 7, 1, bias=False, dtype=DOUBLE))
+        found = gradient(p, support, query)
+    agree(found, leaves(pn.meta.grad(pn.meta.maml(_of_two_layers, SGD, 3), "loop")(p, support, query)))
 
 
 REPEATED: dict[str, tuple[Callable[[Any, Tensor, Tensor], Tensor], int]] = {
