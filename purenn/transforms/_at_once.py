@@ -32,12 +32,12 @@ class AtOnce(TorchFunctionMode):
 
     def __init__(self, tasks: Tasks, *, is_traced: bool = False) -> None:
         super().__init__()
-        self._tasks, self._is_traced = tasks, is_traced
+        self._tasks, self._planners = tasks, {} if is_traced else PLANNERS
         self._leaves: Sequence[Tensor] = ()
 
     def begin(self, leaves: Sequence[Tensor]) -> None:
         """Begin with the tensors of all tasks by which `gradients` will be asked for."""
-        self._leaves = leaves = () if self._is_traced else leaves
+        self._leaves = leaves
         # The leaves and the results of the calls; kept, so that no other tensor gets the identity of one of them.
         self._values = [*leaves]
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
@@ -52,13 +52,13 @@ class AtOnce(TorchFunctionMode):
         self._last: tuple[int, Formulas] | None = None
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
-        options, found = kwargs or {}, None
-        if (func in PLANNERS or func in AS_STRIDED) and maybe_current_level() == self._tasks.level:
+        options, found, planner = kwargs or {}, None, self._planners.get(func)
+        if (planner or func in AS_STRIDED) and maybe_current_level() == self._tasks.level:
             with _DisableFuncTorch():
-                if func in AS_STRIDED:
+                if planner:
+                    found = self._computed(planner(self._tasks, *args, **options))
+                else:
                     found = as_strided(self._tasks, *args, **options)
-                elif not self._is_traced:
-                    found = self._computed(PLANNERS[func](self._tasks, *args, **options))
         return func(*args, **options) if found is None else found
 
     def _computed(self, plan: Plan | None) -> Tensor | None:
