@@ -56,7 +56,7 @@ class Known(NamedTuple):
 
 class _Stacked(threading.local):
     active = False
-    known: tuple[Known, ...] = ()
+    known: Known | None = None
 
 
 _stacked = _Stacked()
@@ -66,7 +66,7 @@ _stacked = _Stacked()
 def stacked_tasks(active: bool = True) -> Iterator[None]:
     """Within this context, gradients directly under one vmap are those of the sum over its examples."""
     before = _stacked.active, _stacked.known
-    _stacked.active, _stacked.known = active, ()
+    _stacked.active, _stacked.known = active, None
     try:
         yield
     finally:
@@ -74,22 +74,22 @@ def stacked_tasks(active: bool = True) -> Iterator[None]:
 
 
 def remember(known: Known) -> None:
-    """Note how a loss has been computed, as long as `stacked_tasks` lasts."""
-    _stacked.known = (*_stacked.known, known)
+    """Note how a loss has been computed, until another is or `stacked_tasks` ends."""
+    _stacked.known = known
 
 
 def value_as_before(loss: Callable[..., Any], params: Any, *args: Any) -> Tensor | None:
-    """The value of a loss as it has been computed of arguments that are alike; None if it has not."""
-    if not (_stacked.known and _stacked.active and is_below_transformations()):
+    """The value of a loss as it has just been computed of arguments that are alike; None if it has not."""
+    known = _stacked.known
+    if known is None or known.loss is not loss or not _stacked.active or not is_below_transformations():
         return None
     argument, examples = take_apart(params), Examples.around()
-    for known in _stacked.known:
-        if known.loss is loss and known.structure is argument.structure and _are_alike(known.args, args):
-            leaves, data = examples.out_of(argument.values), examples.all_in(args)
-            if any(x.requires_grad for x in data):
-                return None
-            return examples.into(known.forward(leaves, [data], [], not is_alone())[0])[0]
-    return None
+    if known.structure is not argument.structure or not _are_alike(known.args, args):
+        return None
+    leaves, data = examples.out_of(argument.values), examples.all_in(args)
+    if any(x.requires_grad for x in data):
+        return None
+    return examples.into(known.forward(leaves, [data], [], not is_alone())[0])[0]
 
 
 def _are_alike(one: Any, other: Any) -> bool:
