@@ -18,8 +18,9 @@ from torch.overrides import TorchFunctionMode
 
 from purenn.transforms._at_once_formulas import Call, Formulas, formulas_of
 from purenn.transforms._at_once_functions import AS_STRIDED, PLANNERS, Plan, Tasks, as_strided
-from purenn.transforms._at_once_loss import Forward, Gradients, Loss, versions_of
+from purenn.transforms._at_once_loss import Forward, Gradients, Loss
 from purenn.transforms._at_once_rules import Some
+from purenn.transforms._leaves import versions
 
 
 class AtOnce(TorchFunctionMode):
@@ -41,12 +42,12 @@ class AtOnce(TorchFunctionMode):
         # The leaves and the results of the calls; kept, so that no other tensor gets the identity of one of them.
         self._values = [*leaves]
         self._places = {id(leaf): place for place, leaf in enumerate(leaves)}
-        self._versions = [leaf._version for leaf in leaves]
+        self._versions = versions(leaves)
         self._calls: list[Call] = []
         self._given: list[Sequence[Tensor]] = []
         # What the rules keep, the versions of that, and how much it is after each call.
         self._kept: list[Any] = []
-        self._versions_kept: list[int | None] = []
+        self._versions_kept: list[int] = []
         self._ends: list[int] = []
         # The call that gives the values of which the gradients are known, and their formulas.
         self._last: tuple[int, Formulas] | None = None
@@ -89,7 +90,7 @@ class AtOnce(TorchFunctionMode):
         self._calls.append(Call(type(plan.rule), plan.rule, tuple(places)))
         self._given.append(plan.given)
         self._kept += kept
-        self._versions_kept += versions_of(kept)
+        self._versions_kept += versions(kept)
         self._ends.append(len(self._kept))
 
     def gradients(self, total: Tensor, *, recorded: bool, rate: float | None = None) -> Sequence[Some] | None:

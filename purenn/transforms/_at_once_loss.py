@@ -16,6 +16,7 @@ from torch.autograd.function import _SingleLevelFunction
 from purenn.transforms._at_once_formulas import Formulas
 from purenn.transforms._at_once_rules import Some
 from purenn.transforms._lean import pulled_back
+from purenn.transforms._leaves import versions
 
 _WRITTEN = "one of the variables needed for gradient computation has been modified by an inplace operation"
 
@@ -27,7 +28,7 @@ class Loss(NamedTuple):
         formulas: its derivatives.
         leaves: the leaves.
         kept: what the formulas need: what the calls keep that lead to the value.
-        versions: see `versions_of`.
+        versions: how often each has been written to when it was.
         top: the gradient by the value.
         is_step: whether not the gradients are asked for, but the leaves plus the gradients.
     """
@@ -35,14 +36,13 @@ class Loss(NamedTuple):
     formulas: Formulas
     leaves: Sequence[Tensor]
     kept: Sequence[Any]
-    versions: Sequence[int | None]
+    versions: list[int]
     top: Any
     is_step: bool
 
     def is_written(self) -> bool:
         """Whether something that the derivatives need has been written into."""
-        pairs = zip(self.kept, self.versions, strict=True)
-        return any([version is not None and x._version != version for x, version in pairs])  # noqa: C419
+        return versions(self.kept) != self.versions
 
     def gradients(self) -> tuple[list[Some], list[Any]]:
         """The gradients, or the leaves plus them, and what `changes` needs of the gradients by the results of calls.
@@ -67,11 +67,6 @@ class Loss(NamedTuple):
 def _is_alone() -> bool:
     # Whether what is computed here is neither differentiated nor, some of it, batched.
     return maybe_current_level() is None and not torch.is_grad_enabled()
-
-
-def versions_of(kept: Sequence[Any]) -> list[int | None]:
-    """The versions of the tensors among what is kept, otherwise None."""
-    return [x._version if isinstance(x, Tensor) else None for x in kept]
 
 
 class Gradients(_SingleLevelFunction):
@@ -137,10 +132,10 @@ class Forward(NamedTuple):
                 value and nothing else.
             recorded: whether what is returned can be differentiated.
         """
-        versions = [versions_of(each) for each in data]
+        before = [versions(each) for each in data]
 
         def again() -> _Steps:
-            if [versions_of(each) for each in data] != versions:
+            if [versions(each) for each in data] != before:
                 raise RuntimeError(_WRITTEN)
             return self._steps(leaves, data, rates)
 
@@ -161,7 +156,7 @@ class Forward(NamedTuple):
             written = self.formulas.whole(self.inputs, len(each), is_step, _is_alone())
             value, found, bent, kept = written(scale, *leaves, *each, *self.numbers)
             steps.values.append(value)
-            steps.losses.append(Loss(self.formulas, leaves, kept, versions_of(kept), scale, bool(is_step)))
+            steps.losses.append(Loss(self.formulas, leaves, kept, versions(kept), scale, bool(is_step)))
             steps.bent.append(bent)
             if is_step:
                 leaves = found = [old if new is None else new for old, new in zip(leaves, found, strict=True)]
