@@ -16,6 +16,7 @@ from torch._C._functorch import maybe_current_level
 from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.overrides import TorchFunctionMode
 
+from purenn._modes import is_autocast
 from purenn.transforms._at_once_formulas import Call, Formulas, formulas_of
 from purenn.transforms._at_once_functions import AS_STRIDED, PLANNERS, Plan, Tasks, as_strided
 from purenn.transforms._at_once_loss import Forward, Gradients, Loss
@@ -63,7 +64,7 @@ class AtOnce(TorchFunctionMode):
         return func(*args, **options) if found is None else found
 
     def _computed(self, plan: Plan | None) -> Tensor | None:
-        if plan is None:
+        if plan is None or is_autocast(plan.given[0]):
             return None
         output, kept = plan.rule.compute(plan.given, plan.numbers)
         if self._leaves and output.requires_grad:

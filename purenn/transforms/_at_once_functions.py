@@ -8,7 +8,6 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch._C._functorch import _add_batch_dim, _remove_batch_dim, is_batchedtensor
 
-from purenn._modes import is_autocast
 from purenn.transforms._at_once_rules import (
     GELU,
     RELU,
@@ -72,7 +71,7 @@ Planner = Callable[..., Plan | None]
 
 def _linear(tasks: Tasks, input: Any, weight: Any, bias: Any = None) -> Plan | None:
     given = tasks.of_all(input, weight) if bias is None else tasks.of_all(input, weight, bias)
-    if given is None or not _are_layers(*given) or is_autocast(given[0]):
+    if given is None or not _are_layers(*given):
         return None
     return Plan(Linear(len(given) > 2, given[0].requires_grad, given[1].requires_grad), given)
 

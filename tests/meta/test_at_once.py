@@ -588,3 +588,21 @@ def test_autocast(device: torch.device) -> None:
     stacked, one_by_one = (pn.meta.grad(pn.meta.maml(loss, SGD, 2), how)(p, *data) for how in ("sum", "loop"))
     for found, expected in zip(pn.tree.leaves(stacked), pn.tree.leaves(one_by_one), strict=True):
         torch.testing.assert_close(found, expected, rtol=0.05, atol=0.02)
+
+
+def test_autocast_to_single_precision(device: torch.device) -> None:
+    """Functions that autocast computes in single precision are, of all tasks at once too."""
+    outputs = torch.linspace(-1, 1, 60, device=device).view(2, 30, 1).bfloat16()
+
+    def value(p: Any, x: Tensor, y: Tensor) -> Tensor:
+        with torch.autocast(device.type, torch.bfloat16):
+            return F.mse_loss(x * p, y)
+
+    stacked, one_by_one = (
+        pn.meta.value_and_grad(pn.meta.maml(value, SGD, 1), how)(
+            torch.ones((), dtype=torch.bfloat16, device=device), (outputs, -outputs), (outputs, -outputs)
+        )[0]
+        for how in ("sum", "loop")
+    )
+    assert stacked.dtype is one_by_one.dtype is torch.float32
+    torch.testing.assert_close(stacked, one_by_one, rtol=1e-6, atol=0)
