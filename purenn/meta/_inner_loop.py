@@ -56,12 +56,10 @@ def inner_loop(
         remat: whether a gradient keeps the parameters and the optimiser's state of each step only, and computes the
             rest again. Default: False.
         unroll: "python" writes the steps out and calls the loss for each; "scan" has `pn.jit` compile one step,
-            whatever their number, and elsewhere repeats what the loss has done in the first step, without calling it
-            again, where that is known: for stacked tasks (``how="sum"`` of `meta.grad`), if parameters and data go
-            through nothing but linear maps, relu, gelu, tanh, sigmoid, differences, squares, means, squared errors and
-            cross-entropy; a number is "scan" with so many steps written out to the one that is compiled, which takes
-            longer to compile and may take less time to run; "vjp" is "python" with remat that keeps only about sqrt(2
-            steps) of what remat keeps, and computes the steps between them once more. Default: "python".
+            whatever their number, and elsewhere may repeat what the loss has done in the first step, without calling it
+            again (see the note); a number is "scan" with so many steps written out to the one that is compiled, which
+            takes longer to compile and may take less time to run; "vjp" is "python" with remat that keeps only about
+            sqrt(2 steps) of what remat keeps, and computes the steps between them once more. Default: "python".
         truncate: if given, gradients of all but this many steps at the end count as constants. Default: None.
         select: if given, only these leaves are adapted: path patterns, or a function of ``pn.tree.select(params)``.
             Default: all.
@@ -80,6 +78,11 @@ def inner_loop(
         Where C is small beside A, as in convolutional networks, many steps take hardly more memory than one; where it
         is not, no way of keeping carries is independent of the number of steps, unless each step is computed again
         from the first one on.
+
+        In eager, "scan" repeats the first step for stacked tasks (``how="sum"`` of `meta.grad`), if parameters and data
+        go through nothing but linear maps, relu, gelu, tanh, sigmoid, differences, squares, means, squared errors and
+        cross-entropy, and the optimiser is one that steps each number alone by plain hyper-parameters, such as `sgd` or
+        `adam`; with neither `first_order` nor `remat`. The loss is called for every step otherwise.
 
     Raises:
         ArgumentError: a negative number of steps, more truncated ones than there are, an unknown `unroll`, or both

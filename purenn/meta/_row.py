@@ -56,7 +56,7 @@ def steps_in_a_row(
     row.columns = [examples.out_of(column) for column in row.columns]
     totals, known, left = [], examples.at_once() if repeats else None, iter(numbers)
     for number in left:
-        args, rate = data(number), row.rate(0)
+        args, rate = data(number), row.rate()
         total, _, found = examples.value_and_grad(
             "inner_loop",
             lambda values, args=args: loss(argument.rebuilt(values), *args, **kwargs),
@@ -85,10 +85,10 @@ def steps_in_a_row(
 
 def _repeated(forward: Forward, row: Row, data: Sequence[Sequence[Tensor]]) -> list[Tensor]:
     # The values before some more steps, made as the one before them.
-    recorded, totals = not is_alone(), []
-    rates = [rate for rate in map(row.rate, range(len(data))) if rate is not None]
-    if data and len(rates) == len(data):
-        totals, parameters = forward(row.columns[0], data, rates, recorded)
+    recorded, rate, totals = not is_alone(), row.rate(), []
+    if data and rate is not None:
+        # The same for all, since steps of many tasks as one have plain numbers.
+        totals, parameters = forward(row.columns[0], data, [rate] * len(data), recorded)
         row.went(parameters, len(data))
         return totals
     for each in data:

@@ -81,16 +81,12 @@ class Row:
         self._carried = {name: values[name] for name in rule.carried}
         self._done, self._steps = self._done + 1, self._steps + 1
 
-    def rate(self, later: int) -> float | None:
-        """The multiple of the gradients by which a step goes down, if it does nothing else; for `went`.
-
-        Args:
-            later: which of the steps to come, 0 for the next.
-        """
+    def rate(self) -> float | None:
+        """The multiple of the gradients by which the next step goes down, if it does nothing else; for `went`."""
         rule = self._rule
         if not rule.plain or rule.maximize or rule.decays:
             return None
-        rate = rule.values(self._done + later, self._carried)["rate"]
+        rate = rule.values(self._done, self._carried)["rate"]
         return rate if type(rate) is float else None
 
     def went(self, parameters: Sequence[Tensor], count: int = 1) -> None:

@@ -236,6 +236,28 @@ def test_repeated(device: torch.device, name: str) -> None:
         assert len(calls) == count
 
 
+@pytest.mark.parametrize(
+    ("optimizer", "options", "expected"),
+    [
+        (pn.optim.adam(0.1), {}, 1),
+        (SGD, {"truncate": 1}, 3),
+        (SGD, {"truncate": 2}, 2),
+        (SGD, {"first_order": True}, 3),
+        (SGD, {"remat": True}, 6),
+        (STEPS["by a schedule"], {}, 3),
+        (pn.optim.chain(pn.optim.clip_by_global_norm(1.0), SGD), {}, 3),
+    ],
+)
+def test_repeated_by_optimizers(
+    device: torch.device, optimizer: pn.optim.GradientTransformation, options: dict[str, Any], expected: int
+) -> None:
+    """By an optimiser that steps each number alone, and only as far as gradients are no constants."""
+    calls: list[None] = []
+    adapt = pn.meta.inner_loop(_counting(_of_two_layers, calls), optimizer, 3, unroll="scan", **options)
+    pn.meta.grad(lambda p, s, q: _of_two_layers(adapt(p, *s)[0], *q), "sum")(network(device), *tasks(device))
+    assert len(calls) == expected
+
+
 def _counting(loss: Callable[..., Tensor], calls: list[None]) -> Callable[..., Tensor]:
     def counted(*args: Any) -> Tensor:
         calls.append(None)
