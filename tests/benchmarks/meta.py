@@ -97,8 +97,7 @@ def jitted(device: torch.device, repeats: int) -> list[list[str]]:
 
             others |= _meta_jax.gradients(problem, steps)
         seconds = {name: _seconds(call) for name, call in others.items()}
-        longer: Any = 5
-        for how, unroll in [("sum", "scan"), ("vmap", "scan"), ("sum", longer), ("vmap", longer)]:
+        for how, unroll in [("sum", "scan"), ("vmap", "scan"), ("sum", 5), ("vmap", 5)]:
             call = partial(pn.jit(ours(problem, steps, how, unroll=unroll)), problem.p, *problem.data)
             first = first_call(call)
             print(f"{steps} steps, {how}, {unroll}: differs by {differing(call(), expected)}")
