@@ -13,6 +13,7 @@ from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from purenn.errors import ArgumentError
 from purenn.random._philox import draws_in
+from purenn.transforms._by_operation import by_operation
 from purenn.transforms._one_source import has_many_loops
 from purenn.transforms._products import options_for_products
 from purenn.transforms._program import called_by
@@ -26,6 +27,8 @@ def compiler_of(backend: str | Callable[..., Any], mode: str | None) -> Callable
     """What makes a function of tensors from a graph and examples of its arguments, for a backend of torch.compile."""
     if callable(backend):
         return backend
+    if backend == "eager":
+        return by_operation
     if backend != "inductor":
         import torch._dynamo as dynamo
 

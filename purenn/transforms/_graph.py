@@ -151,6 +151,8 @@ def aliased(node: fx.Node) -> Iterator[tuple[fx.Node, bool]]:
         yield cast(fx.Node, node.args[0]), False
     if not isinstance(node.target, torch._ops.OpOverload):
         return
+    if node.target is torch.ops.aten._unsafe_view.default:  # a view, though its schema does not say so
+        yield cast(fx.Node, node.args[0]), False
     for position, argument in enumerate(node.target._schema.arguments):
         alias = argument.alias_info
         value = node.args[position] if position < len(node.args) else node.kwargs.get(argument.name)

@@ -204,7 +204,10 @@ def jit(
         static_argnames: names of arguments that are part of the key instead of being traced; they must be hashable.
         donate_argnums: positional arguments whose storage may be reused for results of the same shape and dtype. After
             the call their tensors hold those results.
-        backend: a backend of torch.compile: "inductor", "aot_eager", "eager" or a function of a graph and inputs.
+        backend: "inductor" compiles; "eager" runs the traced operations by torch's own kernels, without the Python
+            around them and without repeated views, and with results where operands were that nobody needs any more:
+            nothing is compiled. Or another backend of torch.compile, such as "aot_eager", or a function of a graph and
+            inputs.
         mode: of inductor: "reduce-overhead" (CUDA graphs), "max-autotune"; None for its default.
 
     Returns:

@@ -46,6 +46,10 @@ GOALS: dict[str, dict[str, tuple[str, str]]] = {
 }
 
 
+#: Traced once, then torch's own kernels without a compiler.
+BY_OPERATION = 'purenn, pn.jit(backend="eager")'
+
+
 def keep_freed_memory() -> None:
     """Tell glibc to keep freed memory, and to serve all but the largest requests from it; no other C library."""
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
@@ -108,8 +112,14 @@ def rows_of(what: str, short: str, model: Model, args: argparse.Namespace) -> li
     goals = GOALS[what].get(short, ("-", "-"))
     function = ours(what, model, bound)
     rows = [row("purenn, eager", functools.partial(function, model.p, model.batch), floor, goals[0], args)]
+    by_operation = pn.jit(function, backend="eager")
+    rows.append(row(BY_OPERATION, functools.partial(by_operation, model.p, model.batch), floor, goals[0], args))
     jitted = pn.jit(function)
     rows.append(row("purenn, jitted", functools.partial(jitted, model.p, model.batch), floor, goals[1], args))
+    if (what, short) == ("clipped sum", "encoder"):
+        in_halves = pn.jit(pn.per_sample.clipped_grad(model.loss, bound, microbatch=16))
+        call = functools.partial(in_halves, model.p, model.batch)
+        rows.append(row("the same, microbatches of 16", call, floor, goals[1], args))
     found = function(model.p, model.batch)
     wanted = [found] if isinstance(found, Tensor) else in_module_order(model, found)
     for name, make in {} if args.without_peers else peers_of(what).items():

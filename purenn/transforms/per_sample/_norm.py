@@ -54,7 +54,12 @@ def _layer_norm(
 
 
 def _of_factors(x: Tensor, mean: Tensor, inverse: Tensor, gradient: Tensor, shape: torch.Size) -> Tensor:
-    return _per_example((x - mean).mul_(inverse).mul_(gradient), shape)
+    scaled = (x - mean).mul_(gradient)
+    if scaled.dtype != inverse.dtype:
+        return _per_example(scaled * inverse, shape)
+    # A product with the row of inverse deviations is also the sum over the positions.
+    examples = len(x)
+    return torch.bmm(inverse.reshape(examples, 1, -1), scaled.reshape(examples, -1, shape.numel())).view(-1, *shape)
 
 
 def _per_example(x: Tensor, shape: torch.Size) -> Tensor:
