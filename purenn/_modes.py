@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor
@@ -102,3 +102,17 @@ def is_autocast(x: Tensor) -> bool:
     """Whether torch converts what its operations get on this tensor's device."""
     # torch raises where it has no autocast, and its own question for that cannot be compiled in 2.11.
     return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def without_autocast() -> contextlib.AbstractContextManager[None]:
+    """Within this context torch computes in the dtypes that its operations get."""
+    devices = [device for device in ("cpu", "cuda") if torch.is_autocast_enabled(device)]
+    return _without_autocast(devices) if devices else contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _without_autocast(devices: Iterable[str]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for device in devices:
+            stack.enter_context(torch.autocast(device, enabled=False))
+        yield

@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, ParamSpec, TypeVar
 from torch import Tensor
 from torch._C import _autograd as autograd
 
-from purenn._modes import is_plain
+from purenn._modes import is_plain, without_autocast
 from purenn.errors import ArgumentError, TraceError
 from purenn.transforms._backend import compiler_of
 from purenn.transforms._graph import fake_mode
@@ -153,7 +153,9 @@ class Jitted(Generic[P, R]):
             given = [*tensors, *found.constants]
             if not any(tensor.requires_grad for tensor in given):
                 drop_unused(found.graph, SHORTENED)
-            run = tracing.compiler(found.graph, list(map(resolved, given)))
+            # Its conversions are in the graph: compiled or run under autocast, that would convert once more.
+            with without_autocast():
+                run = tracing.compiler(found.graph, list(map(resolved, given)))
         entry = Entry(
             key,
             guards_for(tensors),

@@ -7,6 +7,7 @@ import attrs
 import optree
 from torch import Tensor
 
+from purenn._modes import without_autocast
 from purenn.transforms._donation import Apart
 from purenn.transforms._jit_key import Call, Key, tensors_like
 
@@ -53,10 +54,11 @@ class Entry:
         """Run the graph and rebuild the result's tree."""
         if self.apart is not None:
             self.apart.check([*tensors, *self.constants])
+        given = (*tensors, *self.constants)
         if self.is_lazy:
-            leaves = self.run(*map(resolved, (*tensors, *self.constants)))
-        else:
-            leaves = self.run(*tensors, *self.constants)
+            given = map(resolved, given)
+        with without_autocast():
+            leaves = self.run(*given)
         if self.out_leaves is not None:
             results = iter(leaves)
             leaves = [next(results) if leaf is TENSOR else leaf for leaf in self.out_leaves]

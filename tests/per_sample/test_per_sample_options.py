@@ -173,11 +173,12 @@ def test_budget_changes_nothing(budget: int, device: torch.device) -> None:
     assert kept == {"weight": budget >= 5 * 54 * 8, "bias": True}
 
 
+@pytest.mark.parametrize("positions", [44, 64, 65, 70])
 @pytest.mark.parametrize(("budget", "form"), [(0, "closed form"), (10**9, "materialised")])
-def test_budget_chooses_the_form(budget: int, form: str, device: torch.device) -> None:
+def test_budget_chooses_the_form(budget: int, form: str, positions: int, device: torch.device) -> None:
     """Where gradients are faster to keep than to go without, the budget decides; the norms are equal."""
-    p = Linear.init(pn.random.key(0, device), 64, 64, bias=False, dtype=D)
-    x = pn.random.normal(pn.random.key(1, device), (3, 40, 64), dtype=D)
+    p = Linear.init(pn.random.key(0, device), 96, 128, bias=False, dtype=D)
+    x = pn.random.normal(pn.random.key(1, device), (3, positions, 96), dtype=D)
 
     def f(p: Any, x: Any) -> Any:
         return p(x).sin().sum()
@@ -419,6 +420,28 @@ def test_autocast(make: Any, budget: int, device: torch.device) -> None:
     wanted = (bound / norms).clamp(max=1) @ expected
     assert (found - wanted).norm() < 0.02 * wanted.norm()
     assert (rows(record.grads()) - expected).norm() < 0.02 * expected.norm()
+
+
+@pytest.mark.parametrize("positions", [1, 4])
+def test_questions_under_autocast(positions: int, device: torch.device) -> None:
+    """Autocast is for the loss: what is asked of a record is computed in the parameters' dtype, here and under jit."""
+    k = pn.random.split(pn.random.key(0, device))
+    p = {"norm": LayerNorm.init(6), "linear": Linear.init(k[0], 6, 5)}
+    x = pn.random.normal(k[1], (EXAMPLES, positions, 6))
+
+    def loss(p: Any, x: Tensor) -> Tensor:
+        with torch.autocast(device.type, enabled=False):
+            return p["linear"](p["norm"](x)).sin().sum()
+
+    def answers(p: Any, x: Tensor) -> list[Any]:
+        record = pn.per_sample.record(loss, p, (x,))
+        squares = [leaf for factors in record.kfac().values() for leaf in factors]
+        return [record.norms(), record.clipped_sum(0.5), record.grads(), record.gram(), record.second_moment(), squares]
+
+    wanted = answers(p, x)
+    with torch.autocast(device.type, torch.bfloat16):
+        found = [answers(p, x), pn.jit(answers, backend="eager")(p, x)]
+    assert all(pn.tree.allclose(one, wanted, rtol=1e-5, atol=1e-5) for one in found)
 
 
 def test_losses_in_half_precision(device: torch.device) -> None:

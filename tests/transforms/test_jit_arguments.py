@@ -63,6 +63,22 @@ def test_autocast_dtypes_are_told_apart(device: torch.device) -> None:
     assert product.cache_info() == (1, 3, 3)
 
 
+@pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
+def test_autocast_that_the_function_leaves(device: torch.device, backend: str) -> None:
+    """What a function computes without autocast stays so where it is called under autocast."""
+
+    def f(x: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(device.type, enabled=False):
+            exact = x @ x
+        return exact, x @ x
+
+    x = torch.randn(5, 5, device=device)
+    with torch.autocast(device.type, torch.bfloat16):
+        exact, rounded = pn.jit(f, backend=backend)(x)
+    assert (exact.dtype, rounded.dtype) == (torch.float32, torch.bfloat16)
+    torch.testing.assert_close(exact, x @ x)
+
+
 def test_a_tensor_in_the_place_of_a_number(device: torch.device) -> None:
     """It is another kind of argument, and so is the number after it."""
     scaled = pn.jit(lambda x, n: x * n, backend="eager")

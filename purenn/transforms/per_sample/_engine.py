@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from purenn._dtypes import in_dtype
-from purenn._modes import is_traced
+from purenn._modes import is_traced, without_autocast
 from purenn.errors import GradientError
 from purenn.random import strict
 from purenn.transforms._batch import Batch, taken_apart
@@ -67,18 +67,20 @@ class Recorded(NamedTuple):
     def norms(self, budget: Budget) -> dict[str, Tensor]:
         """The norm of each example's gradient, by leaf; as exact as the loss or the gradient, whatever is more."""
         losses, found = self.losses, {}
-        for path, _, part in self.named:
-            norms = torch.zeros_like(losses) if part is None else part.norms(budget)
-            found[path] = in_dtype(torch.promote_types(norms.dtype, losses.dtype), norms)
+        with without_autocast():
+            for path, _, part in self.named:
+                norms = torch.zeros_like(losses) if part is None else part.norms(budget)
+                found[path] = in_dtype(torch.promote_types(norms.dtype, losses.dtype), norms)
         return found
 
     def leaves(self, of_part: Callable[[str, Part], Tensor], *lead: int) -> list[Tensor]:
         """A tensor for every leaf: of its part, or zeros ``[*lead, *shape]`` if it has none."""
         # From the last to the first: a bias before its weight, whose product takes from the cache what both share.
-        found = [
-            value.new_zeros((*lead, *value.shape)) if part is None else in_dtype(value.dtype, of_part(path, part))
-            for path, value, part in reversed(self.named)
-        ]
+        with without_autocast():
+            found = [
+                value.new_zeros((*lead, *value.shape)) if part is None else in_dtype(value.dtype, of_part(path, part))
+                for path, value, part in reversed(self.named)
+            ]
         return found[::-1]
 
 
@@ -140,7 +142,7 @@ def _by_recording(
         refuse_writes(NAME, ["0 or the batch"] * len(given), before, versions(given))
         if tape.is_left_by(losses):
             return None
-        with translated(NAME):
+        with translated(NAME), without_autocast():
             tape.backward(losses)
         return Recorded(argument, losses.detach(), _parts(tape))
 

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from purenn._modes import without_autocast
 from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._convolution import Windows
 from purenn.transforms.per_sample._engine import NAME, Recorded
@@ -54,8 +55,10 @@ def factors_of(slices: Iterable[Recorded]) -> dict[str, KroneckerFactors]:
             sides = None if part is None else _sides(part)
             if sides is not None:
                 left, right = sides
-                inputs = torch.einsum("ntd,nte->de", right, right) / right.shape[1]
-                sums.setdefault(path, []).append(KroneckerFactors(inputs, torch.einsum("ntp,ntq->pq", left, left)))
+                with without_autocast():
+                    inputs = torch.einsum("ntd,nte->de", right, right) / right.shape[1]
+                    outputs = torch.einsum("ntp,ntq->pq", left, left)
+                sums.setdefault(path, []).append(KroneckerFactors(inputs, outputs))
     total = sum(counts)
     return {
         path: KroneckerFactors(*[torch.stack(factor).sum(0) / total for factor in zip(*factors, strict=True)])

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from purenn._dtypes import in_dtype
+from purenn._modes import without_autocast
 from purenn.errors import ArgumentError
 from purenn.transforms.per_sample._engine import NAME, Recorded
 from purenn.transforms.per_sample._explain import Explanation, explained
@@ -266,9 +267,10 @@ def _products(mine: Recorded, theirs: Recorded) -> Tensor:
             f"{other.get(path, 'absent')} in the other."
         )
     products, total = Products(), None
-    for (_, _, one), (_, _, other) in zip(mine.named, theirs.named, strict=True):
-        if one is not None and other is not None:
-            found = one.gram(other, products)
-            found = in_dtype(torch.promote_types(found.dtype, mine.losses.dtype), found)
-            total = found if total is None else total + found
+    with without_autocast():
+        for (_, _, one), (_, _, other) in zip(mine.named, theirs.named, strict=True):
+            if one is not None and other is not None:
+                found = one.gram(other, products)
+                found = in_dtype(torch.promote_types(found.dtype, mine.losses.dtype), found)
+                total = found if total is None else total + found
     return mine.losses.new_zeros(len(mine.losses), len(theirs.losses)) if total is None else total
