@@ -66,8 +66,8 @@ def _share_views(graph: fx.GraphModule) -> None:
     for node in graph.graph.nodes:
         whole = _whole(node)
         origin = origins[node] = node if whole is None else origins[whole]
-        value = node.meta.get("val")
-        if isinstance(value, Tensor):
+        value = _dense(node)
+        if value is not None:
             place = tuple(value.shape), value.stride(), value.storage_offset()
             same = first.setdefault((origin, *place, value.dtype, value.is_conj(), value.is_neg()), node)
             # Results stay tensors of their own.
@@ -78,12 +78,12 @@ def _share_views(graph: fx.GraphModule) -> None:
 
 def _whole(node: fx.Node) -> fx.Node | None:
     """What a node is a view of, at a place that does not depend on where that lies in its memory; None for others."""
-    below = next(aliased(node), None)
-    if below is None or below[1] or node.target is _aten.as_strided.default:
+    whole, writes = next(aliased(node), (None, False))
+    if whole is None or writes or node.target is _aten.as_strided.default:
         return None
-    if node.target is operator.getitem and not (isinstance(below[0].target, OpOverload) and below[0].target.is_view):
-        return None  # one of several results
-    return below[0]
+    if node.target is operator.getitem:  # one of several views, or one of several results
+        return whole if isinstance(whole.target, OpOverload) and whole.target.is_view else None
+    return whole if _dense(whole) is not None else None
 
 
 def _write_over_operands(graph: fx.GraphModule) -> None:
@@ -121,8 +121,13 @@ def _is_of_torch(node: fx.Node) -> bool:
 
 
 def _layout(node: fx.Node) -> Any:
+    value = _dense(node)
+    return node if value is None else (value.shape, value.stride(), value.dtype, value.device)
+
+
+def _dense(node: fx.Node) -> Tensor | None:
     value = node.meta.get("val")
-    return (value.shape, value.stride(), value.dtype, value.device) if isinstance(value, Tensor) else node
+    return value if isinstance(value, Tensor) and value.layout is torch.strided else None
 
 
 @functools.cache

@@ -127,6 +127,16 @@ def test_writes_of_the_function(device: torch.device) -> None:
     torch.testing.assert_close(pn.jit(f, backend="eager")(x), f(x), rtol=0, atol=0)
 
 
+def test_sparse_tensors(device: torch.device) -> None:
+    """Nothing is written over tensors that have no strides."""
+
+    def f(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
+        return y + x * 2, y * 2 + x, (x * 2).to_dense() * y, (x + x) * 3
+
+    x, y = torch.tensor([0.0, 1.0, 2.0, 3.0], device=device).to_sparse(), torch.randn(4, device=device)
+    torch.testing.assert_close(pn.jit(f, backend="eager")(x, y), f(x, y))
+
+
 def test_per_sample(device: torch.device) -> None:
     """A clipped sum runs the products and passes that it consists of, and few views."""
     k = pn.random.split(pn.random.key(0, device), 3)
